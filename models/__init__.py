@@ -1,0 +1,1 @@
+"""The forecaster: pure arrays and tensors, no I/O but weight files."""

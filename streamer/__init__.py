@@ -1,0 +1,1 @@
+"""Streamer: scores MQTT sensor feeds with a stateful LSTM."""

@@ -1,0 +1,120 @@
+"""The vocabulary of the stream: what passes from part to part, frozen, as arrays.
+
+A reading is one value of one series at one event time. Nothing here holds one Python object per reading.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+UInt8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
+
+
+class Message(NamedTuple):
+    """One PUBLISH as it came from the broker, undecoded."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    mid: int
+    """packet identifier, 0 at QoS 0"""
+    retain: bool
+    """the broker had kept it: an old value, not a reading"""
+    arrival: float
+    """epoch seconds of the daemon's clock"""
+
+
+class Flag(enum.IntFlag):
+    """Bits of `Batch.flags`."""
+
+    ARRIVAL_TIME = 1
+    """the payload had no time: `time` is the arrival"""
+
+
+class Unscored(enum.IntEnum):
+    """Why a reading has no score; the label of `streamer_readings_unscored_total`."""
+
+    SCORED = 0
+    WARMING = 1
+    GAP = 2
+    DUPLICATE = 3
+    LATE = 4
+    PAUSED = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Readings in the order in which they came; all arrays `(n,)`."""
+
+    slot: Int32
+    time: Float64
+    """event time, epoch seconds"""
+    value: Float64
+    """finite, in the series' own unit"""
+    flags: UInt8
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    def __getitem__(self, rows: Int32 | slice | NDArray[np.intp]) -> Batch:
+        return Batch(self.slot[rows], self.time[rows], self.value[rows], self.flags[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """The verdicts on a batch, row by row; all arrays `(n,)`."""
+
+    score: Float64
+    """calibrated, 1 = the rarity that the alarm budget allows; NaN where there is none"""
+    unscored: UInt8
+    """`Unscored`: 0 where there is a score, else why not"""
+    expected: Float64
+    """median of the forecast, in the series' own unit; NaN where there was no forecast"""
+    surprise: Float32
+    """-log10 of the forecast's two-sided tail probability of the value"""
+    view: UInt8
+    """which view gave the score: an index into `models.calibration.VIEWS`"""
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One incident. The same id from opening to closing; a change makes a new value."""
+
+    id: str
+    """deterministic: series key and opening time"""
+    kind: str
+    """value | silent"""
+    key: str
+    opened_at: float
+    """event time, epoch seconds"""
+    updated_at: float
+    closed_at: float | None = None
+    """None while it is open"""
+    value: float | None = None
+    """the reading that opened it, later the worst one; None for a silent series"""
+    expected: float | None = None
+    lower: float | None = None
+    """the 99 % band of the forecast"""
+    upper: float | None = None
+    score: float | None = None
+    """the highest so far"""
+    direction: str | None = None
+    """above | below what was expected"""
+    view: str | None = None
+    """which view of the detector gave the highest score"""
+    readings: int = 0
+    """since it opened"""
+    detail: dict[str, float] = field(default_factory=dict)
+    """figures of the kind: for `silent` the usual and the present interval in seconds"""
