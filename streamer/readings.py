@@ -31,6 +31,10 @@ class Message(NamedTuple):
     """the broker had kept it: an old value, not a reading"""
     arrival: float
     """epoch seconds of the daemon's clock"""
+    connection: int = 0
+    """number of the connection that delivered it: an acknowledgement goes out on no other"""
+    dup: bool = False
+    """the broker has sent it before and saw no acknowledgement"""
 
 
 class Flag(enum.IntFlag):
