@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from streamer import places
+from streamer import places, topics
 from streamer.errors import SettingsError
 from streamer.places import Kind, Known, Layer, Setting
 
@@ -83,16 +83,9 @@ def _host(text: str) -> str:
 
 
 def _filter(text: str) -> str:
-    """MQTT 5.0, section 4.7: `#` is the last level, `+` and `#` fill a level."""
-    levels = text.split("/")
-    if not text or len(text.encode(errors="replace")) > 65_535 or "\0" in text:
-        raise ValueError("a topic filter of 1 to 65535 bytes")
-    if levels[0] == "$share":
-        raise ValueError(
-            "a topic filter without $share: a shared subscription would tear a series apart between daemons"
-        )
-    if "#" in levels[:-1] or any(len(level) > 1 and ("#" in level or "+" in level) for level in levels):
-        raise ValueError("a topic filter in which + and # fill a whole level, and # is the last one")
+    problem = topics.filter_problem(text)
+    if problem:
+        raise ValueError(f"a sound topic filter: {problem}")
     return _line(text)
 
 
@@ -451,22 +444,14 @@ class Settings(BaseSettings):
                 f"{self.mqtt.max_packet_bytes}; expected an inbox that holds the largest packet"
             )
         for topic_filter in self.mqtt.subscribe:
-            if topic_filter.startswith(self.output_prefix):
-                raise ValueError(
-                    f"found {topic_filter} in mqtt.subscribe; expected no filter below {self.output_prefix}, "
-                    f"which is this daemon's own output"
-                )
+            if topics.is_own_output(topic_filter, self.instance):
+                raise ValueError(f"found {topic_filter} in mqtt.subscribe, this daemon's own output; expected an input")
         return self
 
     @property
     def client_id(self) -> str:
         """Name of the session at the broker."""
         return self.mqtt.client_id or f"streamer-{self.instance}"
-
-    @property
-    def output_prefix(self) -> str:
-        """What every topic that the daemon publishes begins with; ends in a slash."""
-        return f"streamer/{self.instance}/"
 
     @classmethod
     def settings_customise_sources(
