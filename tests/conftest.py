@@ -1,0 +1,113 @@
+"""Fixtures for every test: real servers, started on demand and ended with the test; a loud word on absent ones."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+import pytest
+
+from tests.servers import (
+    Broker,
+    Certificates,
+    Prometheus,
+    Server,
+    find_program,
+    make_certificates,
+    start_broker,
+    start_prometheus,
+)
+
+P = ParamSpec("P")
+S = TypeVar("S", bound=Server)
+
+ABSENT = pytest.StashKey[Counter[str]]()
+
+
+class StartBroker(Protocol):
+    """`servers.start_broker` in a directory of its own; the test's end stops it."""
+
+    def __call__(
+        self,
+        *,
+        lines: Sequence[str] = (),
+        users: Mapping[str, str] | None = None,
+        acl: str | None = None,
+        tls: Certificates | None = None,
+        require_client_certificate: bool = False,
+    ) -> Broker: ...
+
+
+class StartPrometheus(Protocol):
+    """`servers.start_prometheus` in a directory of its own; the test's end stops it."""
+
+    def __call__(
+        self, *, target_port: int, interval_seconds: int = 1, rule_files: Sequence[Path] = ()
+    ) -> Prometheus: ...
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ABSENT] = Counter()
+
+
+def require(config: pytest.Config, *names: str) -> None:
+    """Skip the test that asks, with a loud reason, when one of the programs is absent; fail it under CI=true."""
+    for name in names:
+        if find_program(name) is None:
+            config.stash[ABSENT][name] += 1
+            reason = f"SERVER ABSENT: {name!r} is not installed (Debian: apt-get install mosquitto prometheus openssl)"
+            if os.environ.get("CI") == "true":
+                pytest.fail(f"{reason}; CI=true makes this a failure", pytrace=False)
+            pytest.skip(reason)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("server"):
+        require(item.config, *marker.args)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    absent = config.stash[ABSENT]
+    if absent:
+        terminalreporter.section("ABSENT SERVERS: not everything was tested", sep="!", red=True, bold=True)
+        for name, count in sorted(absent.items()):
+            terminalreporter.line(f"{name} is not installed: {count} tests did not run", red=True)
+
+
+def started_in_own_directory(
+    start: Callable[Concatenate[Path, P], S], name: str, directories: pytest.TempPathFactory
+) -> Iterator[Callable[P, S]]:
+    """`start` without its first argument; what it has started is stopped at the end."""
+    servers: list[S] = []
+
+    def start_one(*args: P.args, **kwargs: P.kwargs) -> S:
+        servers.append(start(directories.mktemp(name), *args, **kwargs))
+        return servers[-1]
+
+    yield start_one
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def mosquitto(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartBroker]:
+    """Starts brokers, as many as a test wants: `broker = mosquitto(users={"ann": "secret"})`."""
+    require(request.config, "mosquitto", "mosquitto_passwd")
+    yield from started_in_own_directory(start_broker, "mosquitto", tmp_path_factory)
+
+
+@pytest.fixture
+def prometheus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPrometheus]:
+    """Starts Prometheus servers: `prometheus(target_port=9110).query("up")`."""
+    require(request.config, "prometheus")
+    yield from started_in_own_directory(start_prometheus, "prometheus", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def certificates(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """One set for the whole session; nothing in it changes."""
+    require(request.config, "openssl")
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
