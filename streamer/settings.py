@@ -20,7 +20,6 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -71,8 +70,9 @@ def _set(
 
 
 def _line(text: str) -> str:
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ValueError("text without control characters")
+    # Control characters; and the lone surrogates by which Python reads bytes that are not UTF-8.
+    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text):
+        raise ValueError("text in UTF-8 without control characters")
     return text
 
 
@@ -83,20 +83,25 @@ def _host(text: str) -> str:
 
 
 def _filter(text: str) -> str:
-    problem = topics.filter_problem(text)
-    if problem:
-        raise ValueError(f"a sound topic filter: {problem}")
+    """MQTT 5.0, section 4.7: `+` and `#` fill a level, `#` is the last one."""
+    levels = text.split("/")
+    if not 1 <= len(text.encode(errors="surrogatepass")) <= 65_535:
+        raise ValueError("a topic filter of 1 to 65535 bytes")
+    if levels[0] == "$share":
+        raise ValueError("a topic filter without $share, which would tear a series apart between daemons")
+    if "#" in levels[:-1] or any(len(level) > 1 and ("#" in level or "+" in level) for level in levels):
+        raise ValueError("a topic filter in which + and # fill a whole level, and # is the last one")
     return _line(text)
 
 
 def _glob(text: str) -> str:
     if not text:
-        raise ValueError("a glob on topics, such as plant/*/temperature")
+        raise ValueError("a glob that is not empty")
     return _line(text)
 
 
 def _zone(text: str) -> str:
-    if text != "UTC":  # needs no time zone database, which a small image lacks
+    if text.upper() not in ("UTC", "Z", "ETC/UTC"):  # needs no time zone database, which a small image lacks
         try:
             zoneinfo.ZoneInfo(text)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -106,24 +111,25 @@ def _zone(text: str) -> str:
     return text
 
 
-_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)(\.\.\.)?\}")
+def _optional_zone(text: str) -> str:
+    return _zone(text) if text else text
+
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 def _pattern(text: str) -> str:
-    """Levels of a topic: a literal, or a placeholder that fills the level; `{name...}` takes the rest."""
-    levels = text.split("/")
-    names: list[str] = []
-    for number, level in enumerate(levels, start=1):
-        match = _PLACEHOLDER.fullmatch(level)
-        if match is None:
-            if not level or set(level) & set("{}+#"):
-                raise ValueError("a pattern of literal levels and placeholders such as plant/{line}/{device}")
-            continue
-        if match[2] and number < len(levels):
-            raise ValueError(f"a pattern in which {level} is the last level, since it takes the rest of the topic")
-        if match[1] in names:
-            raise ValueError(f"a pattern that has {{{match[1]}}} once")
-        names.append(match[1])
+    """`{name}` is a level with a name, `{name...}` all levels that are left; the rest is a glob."""
+    names = _PLACEHOLDER.findall(text)
+    if not text or set(_PLACEHOLDER.sub("", text)) & set("{}"):
+        raise ValueError("a pattern in which every brace has its partner, such as plant/{line}/{device}")
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.\.\.)?", name):
+            raise ValueError("a pattern whose names are letters, digits and _, such as plant/{line}/{device}")
+    if any(name.endswith("...") for name in names[:-1]) or (names and names[-1].endswith("...") and text[-1] != "}"):
+        raise ValueError("a pattern that ends with {name...}, since that takes all levels that are left")
+    if len({name.removesuffix("...") for name in names}) < len(names):
+        raise ValueError("a pattern that gives each name to one level")
     return _line(text)
 
 
@@ -132,6 +138,7 @@ Host = Annotated[str, AfterValidator(_host)]
 Filter = Annotated[str, AfterValidator(_filter)]
 Glob = Annotated[str, AfterValidator(_glob)]
 Zone = Annotated[str, AfterValidator(_zone)]
+OptionalZone = Annotated[str, AfterValidator(_optional_zone)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 
 HOST_FORM = "a host name or an IP address"
@@ -258,28 +265,43 @@ class Mqtt(_Table):
 
 
 class Rule(_Table):
-    """How to read the messages of some topics; the first rule whose pattern fits a topic is the one that holds."""
+    """How to read the messages of some topics; the first rule whose pattern matches a topic is the one that holds."""
 
     pattern: Pattern = Field(
-        description="Topics that the rule is for: literal levels, `{name}` for any level, `{name...}` for the rest.",
+        description="Topics that the rule is for: a glob; `{name}` names a level, `{name...}` all that are left.",
         json_schema_extra={"form": "a pattern such as plant/{line}/{device}/{metric...}"},
     )
     device: Line = _set(
         "",
-        "Which series are judged together, such as `{line}/{device}`; empty: those of one topic.",
+        "Which series are judged together: topics that give the same text; empty: each topic is a device.",
         form="a template such as {line}/{device}, or empty",
     )
+    format: Literal["auto", "number", "json", "influx", "senml", "telegraf", "lorawan"] = _set(
+        "auto", "What the payloads are; `auto` looks at each."
+    )
+    include: tuple[Glob, ...] = _set(
+        (), "Globs on field paths; if there is one, only those become series.", form="a list of globs"
+    )
+    exclude: tuple[Glob, ...] = _set((), "Globs on field paths that do not.", form="a list of globs")
+    time_field: Line = _set("", "Path of the time; empty: found by its name.", form="a field path, or empty")
+    value_field: Line = _set(
+        "", "Path of the value, or of the table with the values; empty: all.", form="a field path, or empty"
+    )
+    time_zone: OptionalZone = _set(
+        "", "The zone of times that do not say one; empty: `input.time_zone`.", form=f"{ZONE_FORM}, or empty"
+    )
 
-    @field_validator("device")
-    @classmethod
-    def _knows_its_names(cls, device: str, info: ValidationInfo) -> str:
-        pattern = info.data.get("pattern")
-        if isinstance(pattern, str):
-            known = {match[1] for match in _PLACEHOLDER.finditer(pattern)}
-            rest = re.sub(r"\{([a-z][a-z0-9_]*)\}", lambda match: "" if match[1] in known else match[0], device)
-            if set(rest) & set("{}"):
-                raise ValueError(f"a template of text and the pattern's names: {', '.join(sorted(known)) or 'none'}")
-        return device
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Rule:
+        known = {name.removesuffix("...") for name in _PLACEHOLDER.findall(self.pattern)}
+        if not set(_PLACEHOLDER.findall(self.device)) <= known:
+            raise ValueError(
+                f"found device = {places.shown(self.device)}; "
+                f"expected names of the pattern: {', '.join(sorted(known)) or 'it has none'}"
+            )
+        if (self.time_field or self.value_field) and self.format not in ("auto", "json"):
+            raise ValueError(f"found time_field or value_field with format = {self.format}; expected auto or json")
+        return self
 
 
 class Input(_Table):
@@ -287,7 +309,7 @@ class Input(_Table):
 
     include: tuple[Glob, ...] = _set(
         (),
-        "Globs on topics; if there is one, only topics that match one are read.",
+        "Globs on topics; if there is one, only topics that match one are read. `**` is any number of levels.",
         form="a list of globs",
         reload=True,
     )
@@ -685,7 +707,8 @@ def _refusals(error: ValidationError, said: Sequence[Layer], known: Known) -> It
         expected = detail.get("ctx", {}).get("error")
         hidden = setting is not None and setting.kind is Kind.HIDDEN
         found = "a hidden value" if hidden else places.shown(detail["input"])
-        if setting is None:  # settings that contradict each other: the text says both
+        if setting is None or (expected is not None and len(within) == 1 and setting.kind is Kind.TABLES):
+            # Settings that contradict each other: the text says what was found.
             yield f"{place}: {expected}"
         elif detail["type"] == "extra_forbidden":
             near = places.closest(str(within[-1]), [*rule_keys])
