@@ -83,6 +83,9 @@ class Scores:
     """`Unscored`: 0 where there is a score, else why not"""
     expected: Float64
     """median of the forecast, in the series' own unit; NaN where there was no forecast"""
+    lower: Float64
+    upper: Float64
+    """the forecast's 99 % band"""
     surprise: Float32
     """-log10 of the forecast's two-sided tail probability of the value"""
     view: UInt8

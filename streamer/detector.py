@@ -1,0 +1,189 @@
+"""All per-series model state, and the two operations on it: `score` a wave of readings, then `learn` from it.
+
+Between the two the alarms decide which readings count as normal: while an alarm is open nothing that lasts is learned.
+The forecast of a reading is made at its arrival, when its time is known and its value has not been looked at; so the
+elapsed time is exact, and a gap cannot make yesterday's forecast speak for today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import calibration, features, mixture
+from models.features import Narrow, Wide
+from models.step import NumpyStepper, Stepper, TorchStepper
+from models.weights import Weights
+from streamer.readings import Batch, Bool, Flag, Float32, Float64, Scores, Unscored
+
+Slots = NDArray[np.intp]
+
+WARM_READINGS = 20  # a series' first score is that of its 21st reading; the promise is the 30th
+GAP_INTERVALS = 30.0  # an interval so many times the usual one is a gap: the reading after it has no verdict
+GAP_LEAST_SECONDS = 30.0
+DIFFERENT_SECONDS = 1e-6  # event times closer than this are the same: about the resolution of a float64 epoch
+
+
+def waves(slot: NDArray[np.int32]) -> Iterator[NDArray[np.intp]]:
+    """Row numbers of a batch, cut into waves in which no slot occurs twice; a series' rows stay in order."""
+    order = np.argsort(slot, kind="stable")
+    ranked = slot[order]
+    start = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(slot) else np.empty(0, np.intp)
+    lengths = np.diff(np.r_[start, len(slot)])
+    occurrence = np.empty(len(slot), np.intp)
+    occurrence[order] = np.arange(len(slot)) - np.repeat(start, lengths)
+    for k in range(int(lengths.max(initial=0))):
+        yield np.flatnonzero(occurrence == k)
+
+
+@dataclass(slots=True, eq=False)
+class Wave:
+    """What `score` leaves for `learn` and for the alarms."""
+
+    slots: Slots
+    """the rows that were stepped: in order, neither late nor duplicate"""
+    rows: NDArray[np.intp]
+    """their row numbers in the batch"""
+    time: Float64
+    value: Float64
+    views: Float32
+    """(n, len(VIEWS))"""
+    rarity: Float32
+    """(n, len(VIEWS)): -log10 of each view's tail probability"""
+    strictness: Float64
+    """-log10 p* of each row's series"""
+
+
+class Detector:
+    """State arrays of `capacity` slots. Owned by one thread."""
+
+    def __init__(self, weights: Weights, capacity: int, *, budget_per_series_month: float, device: str = "cpu") -> None:
+        self.budget_per_series_month = budget_per_series_month
+        self.statistics = features.Statistics.allocate(capacity)
+        self.calibration = calibration.Calibration.allocate(capacity)
+        self.stepper: Stepper = (
+            NumpyStepper(weights, capacity) if device == "cpu" else TorchStepper(weights, capacity, device)
+        )
+        self.latest = np.full((capacity, len(LATEST)), np.nan)
+        """the last reading's score, value, expected, lower, upper: what metrics and pages show"""
+
+    def score(self, batch: Batch) -> tuple[Scores, Wave]:
+        """Verdicts on a wave (no slot twice). Moves (h, c) on; statistics and calibration stay as they are."""
+        slots = batch.slot.astype(np.intp)
+        last = self.statistics.wide[slots, Wide.TIME]
+        count = self.statistics.narrow[slots, Narrow.COUNT]
+        arrival_time = (batch.flags & Flag.ARRIVAL_TIME) != 0
+        # A wall clock that is set back must not make every reading late: such a reading counts as just after the last.
+        time = np.where(arrival_time & (count > 0), np.maximum(batch.time, last), batch.time)
+        seen = count > 0
+        duplicate = seen & ~arrival_time & (np.abs(time - last) < DIFFERENT_SECONDS)
+        late = seen & ~duplicate & (time < last)
+
+        scores = _no_scores(len(batch))
+        scores.unscored[duplicate] = Unscored.DUPLICATE
+        scores.unscored[late] = Unscored.LATE
+        rows = np.flatnonzero(~(duplicate | late))
+        wave = self._step(slots[rows], rows, time[rows], batch.value[rows], count[rows], scores)
+        return scores, wave
+
+    def _step(
+        self, slots: Slots, rows: NDArray[np.intp], time: Float64, value: Float64, count: Float32, scores: Scores
+    ) -> Wave:
+        look = features.look(self.statistics, slots, time)
+        forecast = mixture.unpack(self.stepper.step(slots, look.inputs), look.previous, look.step)
+        y = features.to_y(value, look.location, look.scale)
+        band = features.from_y(mixture.quantiles(forecast), look.location[:, None], look.scale[:, None])
+        lower, expected, upper = band[:, 0], band[:, 1], band[:, 2]
+
+        views = np.empty((len(rows), len(calibration.VIEWS)), np.float32)
+        views[:, calibration.SURPRISE] = mixture.tail_surprise(forecast, y)
+        views[:, calibration.ERROR] = np.minimum(np.arcsinh(np.abs(value - expected) / look.scale), features.Y_LIMIT)
+        views[:, calibration.LEVEL] = np.abs(y - look.inputs[:, DAY_VALUE] * look.inputs[:, DAY_KNOWN])
+        rarity = self.calibration.rarity(slots, views)
+        interval = np.exp(self.statistics.narrow[slots, Narrow.LOG_ELAPSED].astype(np.float64))
+        strict = calibration.strictness(self.budget_per_series_month, interval)
+
+        warming = count < WARM_READINGS
+        gap = ~warming & (look.elapsed > np.maximum(GAP_INTERVALS * interval, GAP_LEAST_SECONDS))
+        scores.unscored[rows] = np.select([warming, gap], [Unscored.WARMING, Unscored.GAP], Unscored.SCORED)
+        view = rarity.argmax(axis=1)
+        score = np.where(warming | gap, np.nan, rarity.max(axis=1) / strict)
+        known = count > 0
+        scores.score[rows] = score
+        scores.view[rows] = view
+        scores.surprise[rows] = np.where(known, views[:, calibration.SURPRISE], np.nan)
+        for column, values in ((scores.expected, expected), (scores.lower, lower), (scores.upper, upper)):
+            column[rows] = np.where(known, values, np.nan)
+        return Wave(slots, rows, time, value, views, rarity, strict)
+
+    def learn(self, scores: Scores, wave: Wave, normal: Bool) -> None:
+        """Takes a scored wave in. `normal` `(len(wave.slots),)`: False where the reading belongs to an open alarm."""
+        features.learn(self.statistics, wave.slots, wave.time, wave.value, normal)
+        teaches = normal & (self.statistics.narrow[wave.slots, Narrow.COUNT] > CALIBRATED_FROM)
+        teaches &= scores.unscored[wave.rows] != Unscored.GAP
+        self.calibration.learn(wave.slots[teaches], wave.views[teaches])
+        self.latest[wave.slots] = np.column_stack(
+            (scores.score[wave.rows], wave.value, scores.expected[wave.rows], scores.lower[wave.rows], scores.upper[wave.rows])
+        )
+
+    def is_warming(self, count: int) -> Bool:
+        """Which of the first `count` slots have no verdict yet."""
+        return self.statistics.narrow[:count, Narrow.COUNT] < WARM_READINGS
+
+    def evict(self, slots: Slots) -> None:
+        """Forgets these series: their slots are as new."""
+        self.statistics.reset(slots)
+        self.calibration.reset(slots)
+        self.stepper.reset(slots)
+        self.latest[slots] = np.nan
+
+    def export(self, count: int) -> dict[str, NDArray[np.generic]]:
+        """Copies of the first `count` rows of every state array, by name."""
+        statistics = self.statistics
+        arrays: dict[str, NDArray[np.generic]] = {
+            "statistics.wide": statistics.wide,
+            "statistics.narrow": statistics.narrow,
+            "statistics.day": statistics.day,
+            "statistics.day_visits": statistics.day_visits,
+            "statistics.week": statistics.week,
+            "statistics.week_visits": statistics.week_visits,
+            "calibration": self.calibration.rows,
+            "latest": self.latest,
+        }
+        return {name: array[:count].copy() for name, array in arrays.items()} | {"recurrent": self.stepper.export(count)}
+
+    def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
+        """Puts back what `export` gave."""
+        statistics = self.statistics
+        for name, array in (
+            ("statistics.wide", statistics.wide),
+            ("statistics.narrow", statistics.narrow),
+            ("statistics.day", statistics.day),
+            ("statistics.day_visits", statistics.day_visits),
+            ("statistics.week", statistics.week),
+            ("statistics.week_visits", statistics.week_visits),
+            ("calibration", self.calibration.rows),
+            ("latest", self.latest),
+        ):
+            array[: len(arrays[name])] = arrays[name]
+        self.stepper.restore(arrays["recurrent"].astype(np.float32, copy=False))
+
+
+LATEST = ("score", "value", "expected", "lower", "upper")
+DAY_VALUE, DAY_KNOWN = features.INPUTS.index("day_value"), features.INPUTS.index("day_known")
+CALIBRATED_FROM = 8  # readings: before that neither location nor forecast means anything
+
+
+def _no_scores(n: int) -> Scores:
+    return Scores(
+        score=np.full(n, np.nan),
+        unscored=np.zeros(n, np.uint8),
+        expected=np.full(n, np.nan),
+        lower=np.full(n, np.nan),
+        upper=np.full(n, np.nan),
+        surprise=np.full(n, np.nan, np.float32),
+        view=np.zeros(n, np.uint8),
+    )
