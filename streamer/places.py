@@ -14,7 +14,7 @@ import enum
 import json
 import re
 import tomllib
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,8 +135,12 @@ def shown(value: object) -> str:
     else:
         # int() of a TOML file is bounded by Python's own limit on digits, so this cannot take long.
         text = str(value)
-    text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def printable(text: str) -> str:
+    """One line that harms no terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def read_toml(path: Path, known: Known) -> Layer:
@@ -356,11 +360,6 @@ def _parse(text: str) -> object:
             return None
         return tables["value"] if tables.keys() == {"value"} else None
     return value
-
-
-def problems(layers: Sequence[Layer]) -> Iterator[str]:
-    for layer in layers:
-        yield from layer.problems
 
 
 def effective(layers: Sequence[Layer], name: str) -> tuple[object, str]:

@@ -589,6 +589,11 @@ def sources(
     return _load(config, overrides, environ, secrets)[1]
 
 
+def values(settings: Settings) -> dict[str, object]:
+    """Dotted name -> value of every setting, in JSON's types; the password is hidden."""
+    return _flat(settings.model_dump(mode="json"))
+
+
 def changed(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
     """Names of the settings that differ: those that take effect at once, and those that wait for a restart."""
     before, after = _flat(old.model_dump()), _flat(new.model_dump())
@@ -630,7 +635,8 @@ def _load(
         problems += _refusals(error, said, known)
     if settings is None or problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise SettingsError("\n  ".join([f"{count} in the settings, nothing was started:", *problems]))
+        lines = [places.printable(problem) for problem in problems]
+        raise SettingsError("\n  ".join([f"{count} in the settings, nothing was started:", *lines]))
     found = {setting.name: places.effective(said, setting.name)[1] for setting in known.settings.values()}
     return settings, {name: place for name, place in found.items() if place}
 

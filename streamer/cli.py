@@ -1,0 +1,334 @@
+"""The command line: what it says goes to standard output as data, to standard error as log and complaint.
+
+Exit status: 0 done; 1 the answer is no (unhealthy, unreadable, no fault caught); 2 usage or settings; 130 interrupted.
+Every command imports what it needs when it runs: a refusal comes at once, and most never import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamer.errors import InputError, ModelError, SettingsError, StateError, StreamerError
+
+if TYPE_CHECKING:
+    from streamer.settings import Settings
+
+DISTRIBUTION = "anomaly-streamer"
+HEALTH_TIMEOUT_SECONDS = 3.0
+
+Arguments = argparse.Namespace
+Handler = Callable[[Arguments], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status."""
+    arguments = parser().parse_args(argv)
+    handle: Handler = arguments.handle
+    try:
+        status = handle(arguments)
+        sys.stdout.flush()
+        return status
+    except StreamerError as error:
+        print(f"streamer {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has left, as `head` does; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; docs/commands.md is made from it."""
+    top = argparse.ArgumentParser(
+        prog="streamer", description="Scores MQTT sensor feeds and raises one alarm per incident.", allow_abbrev=False
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, handle: Handler, sentence: str, *, options: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=sentence,
+            description=sentence,
+            allow_abbrev=False,
+            add_help=options,
+            prefix_chars="-" if options else "\0",  # no argument begins with it: all are handed on as they are
+        )
+        sub.set_defaults(handle=handle)
+        return sub
+
+    _add_settings(command("run", _run, "Run the daemon until SIGTERM; SIGHUP re-reads the settings."))
+
+    demo = command("demo", _demo, "Run a simulated plant with labelled faults, its broker, and the daemon on it.")
+    demo.add_argument("--seconds", type=_positive, metavar="N", help="stop after N seconds; without it, at Ctrl-C")
+    demo.add_argument(
+        "--port", type=_port, default=0, help="port of the broker on loopback; 0 (default) takes a free one"
+    )
+    demo.add_argument(
+        "--http-port", type=_port, default=0, help="port of the daemon's HTTP; 0 (default) takes a free one"
+    )
+
+    check = command("check", _check, "Check settings, state, weights and certificates, without network.")
+    _add_settings(check)
+    _add_json(check)
+
+    explain = command("explain", _explain, "Show how one message is read, or why it is rejected (exit status 1).")
+    explain.add_argument("topic", metavar="TOPIC", help="the topic that it was published to")
+    explain.add_argument("payload", metavar="PAYLOAD", nargs="?", help="its payload; `-` reads standard input")
+    explain.add_argument("--file", type=Path, metavar="FILE", help="read the payload from a file instead")
+    _add_settings(explain)
+    _add_json(explain)
+
+    replay = command("replay", _replay, "Score files of readings by event time, at full speed.")
+    replay.add_argument(
+        "files", metavar="FILE", nargs="+", type=Path, help="CSV or Parquet; several stand side by side"
+    )
+    replay.add_argument(
+        "--output",
+        type=Path,
+        metavar="OUT",
+        help="where to write; a folder for several files; without it, standard output",
+    )
+    replay.add_argument("--device-score", action="store_true", help="add a row `*` with the joint score of the device")
+    _add_settings(replay)
+
+    bench = command("bench", _bench, "Measure this machine; `streamer bench --help` lists what.", options=False)
+    bench.add_argument("arguments", nargs="*", metavar="...", help="what to measure, and its options")
+
+    health = command("health", _health, "Ask a running daemon whether it is healthy: exit status 0, or 1.")
+    health.add_argument(
+        "--url", help="where it serves HTTP, such as http://127.0.0.1:9479; without it, as the settings say"
+    )
+    _add_settings(health)
+
+    _add_json(command("version", _version, "Print the versions of what runs."))
+    return top
+
+
+def _add_settings(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings in TOML; without it, $STREAMER_CONFIG if set"
+    )
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+        help="one setting, such as mqtt.host=10.0.0.5; may be repeated, and is stronger than every other place",
+    )  # fmt: skip
+    sub.add_argument(
+        "--secrets", type=Path, metavar="DIR",
+        help="a directory with one file a secret setting, such as mqtt.password; "
+        "without it, $STREAMER_SECRETS, else systemd's $CREDENTIALS_DIRECTORY",
+    )  # fmt: skip
+
+
+def _add_json(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def _positive(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}; expected a number of seconds above 0")
+    return seconds
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"found {text}; expected an integer from 0 to 65535")
+    return int(text)
+
+
+def _settings(arguments: Arguments) -> Settings:
+    from streamer.settings import load
+
+    return load(arguments.config, arguments.overrides, os.environ, arguments.secrets)
+
+
+# --- The commands ---
+
+
+def _run(arguments: Arguments) -> int:
+    load = partial(_settings, arguments)
+    load()  # a refusal must not wait for what the daemon imports
+    from streamer.app import run
+
+    return run(load)
+
+
+def _demo(arguments: Arguments) -> int:
+    from streamer.demo import run_demo
+
+    return run_demo(arguments.seconds, arguments.port, arguments.http_port)
+
+
+def _replay(arguments: Arguments) -> int:
+    settings = _settings(arguments)
+    from streamer.replay import replay_command
+
+    return replay_command(arguments.files, arguments.output, arguments.device_score, settings)
+
+
+def _bench(arguments: Arguments) -> int:
+    from streamer.bench import main as bench
+
+    return bench(arguments.arguments)
+
+
+def _version(arguments: Arguments) -> int:
+    versions: dict[str, str] = {}
+    for name in (DISTRIBUTION, "torch", "numpy", "paho-mqtt"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    versions["python"] = platform.python_version()
+    _print(versions, arguments.json)
+    return 0
+
+
+def _explain(arguments: Arguments) -> int:
+    if (arguments.payload is None) == (arguments.file is None):
+        raise StreamerError("found no payload, or two; expected PAYLOAD, or --file FILE")
+    settings = _settings(arguments)
+    import msgspec
+
+    from streamer.payloads import explain
+    from streamer.wiring import decoder_from
+
+    explanation = explain(decoder_from(settings), arguments.topic, _payload(arguments), time.time())
+    print(msgspec.json.encode(explanation).decode() if arguments.json else explanation.text())
+    return 0 if explanation.readings else 1
+
+
+def _payload(arguments: Arguments) -> bytes:
+    if arguments.file is not None:
+        try:
+            payload: bytes = arguments.file.read_bytes()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{arguments.file}: cannot be read: {error}; expected a file with the payload") from error
+        return payload
+    return sys.stdin.buffer.read() if arguments.payload == "-" else os.fsencode(arguments.payload)
+
+
+def _check(arguments: Arguments) -> int:
+    from streamer import settings as reader
+
+    settings = _settings(arguments)
+    said = reader.sources(arguments.config, arguments.overrides, os.environ, arguments.secrets)
+    found: dict[str, object] = {}
+    problems: list[str] = []
+    for name, inspect in (("state", _check_state), ("weights", _check_weights), ("tls", _check_tls)):
+        try:
+            found[name] = inspect(settings)
+        except StreamerError as error:
+            problems.append(str(error))
+    if problems:
+        raise StreamerError("\n  ".join(["the settings are sound, but what they name is not:", *problems]))
+    values = reader.values(settings)
+    if arguments.json:
+        found["settings"] = {name: {"value": values[name], "from": said.get(name, "default")} for name in values}
+        _print(found, as_json=True)
+    else:
+        _print(found | {name: f"{json.dumps(values[name])}  ({place})" for name, place in said.items()}, as_json=False)
+    return 0
+
+
+def _check_state(settings: Settings) -> str:
+    """Whether the state directory can be used; nothing is created."""
+    folder = Path(settings.state.directory)
+    if folder.exists():
+        if not folder.is_dir():
+            raise StateError(f"{folder}: found a file; expected a directory for state")
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise StateError(
+                f"{folder}: cannot be read and written by user {os.getuid()}; expected a directory of its own"
+            )
+        return f"{folder} (there)"
+    parent = next(each for each in folder.parents if each.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise StateError(
+            f"{folder}: cannot be created by user {os.getuid()} in {parent}; expected a directory to write in"
+        )
+    return f"{folder} (will be created)"
+
+
+def _check_weights(settings: Settings) -> str:
+    from models.weights import BASE, WeightsError, load
+
+    path = Path(settings.model.weights) if settings.model.weights else BASE
+    try:
+        weights = load(path)
+    except WeightsError as error:
+        raise ModelError(str(error)) from error
+    return f"{path} (SHA-256 {weights.sha256[:16]}…)"
+
+
+def _check_tls(settings: Settings) -> str:
+    from streamer.mqtt import tls_context
+
+    tls = settings.mqtt.tls
+    if not tls.enabled:
+        return "off"
+    context = tls_context(tls.ca_file, tls.cert_file, tls.key_file)
+    own = ", with a client certificate" if tls.cert_file else ""
+    return f"on, {len(context.get_ca_certs())} authorities{own}"
+
+
+def _health(arguments: Arguments) -> int:
+    host, port = _address(arguments)
+    connection = http.client.HTTPConnection(host, port, timeout=HEALTH_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/-/healthy")
+        response = connection.getresponse()
+        text = response.read(4096).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
+        print(f"unhealthy: no answer from {host} port {port}: {error or type(error).__name__}")
+        return 1
+    finally:
+        connection.close()
+    print("".join(character if character.isprintable() else " " for character in text))
+    return 0 if response.status == 200 else 1
+
+
+def _address(arguments: Arguments) -> tuple[str, int]:
+    """Where the daemon serves HTTP; one that listens on every address is asked on loopback."""
+    if arguments.url:
+        url = urllib.parse.urlsplit(arguments.url)
+        try:
+            host, port = url.hostname, url.port or 80
+        except ValueError:
+            host, port = None, 0
+        if url.scheme != "http" or host is None:
+            raise SettingsError(f"--url: found {arguments.url}; expected http://HOST:PORT")
+        return host, port
+    settings = _settings(arguments)
+    if not settings.http.enabled:
+        raise SettingsError("http.enabled is false: there is nobody to ask; expected a daemon that serves HTTP")
+    if settings.http.port == 0:
+        raise SettingsError("http.port is 0: only the daemon's log knows the port; expected --url")
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http.host, settings.http.host), settings.http.port  # noqa: S104
+
+
+def _print(figures: Mapping[str, object], as_json: bool) -> None:
+    """Named values for people, or as one JSON object."""
+    if as_json:
+        print(json.dumps(figures, indent=2, ensure_ascii=False))
+        return
+    width = max(len(name) for name in figures)
+    for name, value in figures.items():
+        print(f"{name:<{width}}  {value}")
