@@ -1,0 +1,360 @@
+"""The server of /metrics, /-/healthy and /-/ready: GET and HEAD, nothing else, and nobody can stall it.
+
+A thread a connection, one answer a connection. A request has a deadline as a whole, however slowly its bytes come, and
+so has the reading of the answer. When the connections, or the answers that wait to be read, become too many, the oldest
+makes room: a scrape takes milliseconds, so it is never the oldest, and a client that holds a place on purpose is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import ipaddress
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+
+from streamer.errors import ServiceError
+
+STOP_SECONDS = 2.0
+BACKLOG = 128
+GZIP_FROM_BYTES = 1024
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Connection": "close",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""On every answer; there is no `Server`: the version is in /metrics for those who may see it."""
+_REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/1\.[01]")
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*?)[ \t]*")
+"""RFC 9110, section 5.6.2 (token) and 5.5"""
+_HOST_PORT = re.compile(r":[0-9]*\Z")
+
+Render = Callable[[str], tuple[bytes, str]]
+"""From an Accept header to a body and its content type."""
+Check = Callable[[], tuple[bool, str]]
+"""Whether all is well, and a sentence for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients may take, all of them together."""
+
+    connections: int = 32
+    threads: int = 64
+    """one whose connection made room may still be busy with its answer"""
+    waiting_bytes: int = 256 * 2**20
+    """of answers that wait to be read; one with 100,000 series has about 60 MiB"""
+    head_bytes: int = 8192
+    request_seconds: float = 5.0
+    answer_seconds: float = 30.0
+    farewell_seconds: float = 1.0
+    """how long the client has to close"""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    path: str
+    """without the query"""
+    headers: dict[str, str]
+    """by lower-case name"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: HTTPStatus
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class RefusedError(Exception):
+    """A request that is not read to its end, or cannot be; `status` is the answer."""
+
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class GoneError(Exception):
+    """The client has closed, was too slow, or was closed to make room: nobody is left to answer."""
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """One that is open; the thread that serves it closes it."""
+
+    socket: socket.socket
+    waiting_bytes: int = 0
+    """of an answer that the client has not yet read"""
+
+    def break_off(self) -> None:
+        """End it from another thread: what waits for the client wakes with an error."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
+class Server:
+    """Listens from `start` to `stop`."""
+
+    def __init__(
+        self, host: str, port: int, render: Render, is_healthy: Check, is_ready: Check, *, limits: Limits | None = None
+    ) -> None:
+        """Port 0 takes a free one. The callables are called by many threads at once."""
+        self._host = host
+        self._port = port
+        self._render = render
+        self._checks = {"/-/healthy": is_healthy, "/-/ready": is_ready}
+        self._limits = limits or Limits()
+        self._listener: socket.socket | None = None
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._open: list[_Connection] = []  # oldest first
+        self._threads: set[threading.Thread] = set()
+        self._accepting: threading.Thread | None = None
+        self._own_names: set[str] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens, once started."""
+        return self._port
+
+    # --- Life ---
+
+    def start(self) -> None:
+        """Raises ServiceError when the address cannot be had."""
+        self._listener = _listen(self._host, self._port)
+        self._port = self._listener.getsockname()[1]
+        self._stopping.clear()
+        is_private = ipaddress.ip_address(self._listener.getsockname()[0]).is_loopback
+        self._own_names = {"localhost", self._host.lower()} if is_private else None
+        self._accepting = threading.Thread(target=self._accept, args=(self._listener,), name="http", daemon=True)
+        self._accepting.start()
+
+    def stop(self) -> None:
+        """Closes every connection and waits for the threads; does nothing on a server that does not run."""
+        if self._listener is None or self._accepting is None:
+            return
+        self._stopping.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); close() would not
+        with self._lock:
+            for connection in self._open:
+                connection.break_off()
+            threads = [self._accepting, *self._threads]
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._listener.close()
+        self._listener = None
+
+    # --- Connections ---
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._stopping.is_set():
+            try:
+                accepted, _ = listener.accept()
+            except OSError:
+                # Out of file descriptors, most likely: the connection stays in the backlog and would wake us at once.
+                self._stopping.wait(0.1)
+            else:
+                self._admit(_Connection(accepted))
+
+    def _admit(self, connection: _Connection) -> None:
+        """Serve it in a thread of its own; the oldest makes room."""
+        thread = threading.Thread(target=self._serve, args=(connection,), name="http-answer", daemon=True)
+        with self._lock:
+            if self._stopping.is_set() or len(self._threads) >= self._limits.threads:
+                connection.socket.close()
+                return
+            while len(self._open) >= self._limits.connections:
+                self._open.pop(0).break_off()
+            self._open.append(connection)
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left
+            self._leave(connection, thread)
+
+    def _serve(self, connection: _Connection) -> None:
+        try:
+            self._converse(connection)
+            _say_farewell(connection.socket, self._limits.farewell_seconds)
+        except GoneError:
+            pass
+        finally:
+            self._leave(connection, threading.current_thread())
+
+    def _leave(self, connection: _Connection, thread: threading.Thread) -> None:
+        connection.socket.close()
+        with self._lock:
+            if connection in self._open:
+                self._open.remove(connection)
+            self._threads.discard(thread)
+
+    def _make_room(self, connection: _Connection, size_bytes: int) -> None:
+        """Count an answer that is about to be sent; the oldest that are still being read make room for it."""
+        with self._lock:
+            connection.waiting_bytes = size_bytes
+            waiting = [one for one in self._open if one.waiting_bytes and one is not connection]
+            total = size_bytes + sum(one.waiting_bytes for one in waiting)
+            while total > self._limits.waiting_bytes and waiting:
+                oldest = waiting.pop(0)
+                total -= oldest.waiting_bytes
+                self._open.remove(oldest)
+                oldest.break_off()
+
+    # --- Requests ---
+
+    def _converse(self, connection: _Connection) -> None:
+        is_head = False
+        try:
+            request = _read(connection.socket, self._limits)
+            is_head = request.method == "HEAD"
+            answer = self._answer(request)
+        except RefusedError as refusal:
+            answer = Answer(refusal.status, f"{refusal}\n".encode())
+        except Exception:
+            answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"This is a bug; the log tells more.\n")
+            with contextlib.suppress(GoneError):
+                _send(connection.socket, answer, is_head, self._limits.answer_seconds)
+            raise
+        self._make_room(connection, len(answer.body))
+        _send(connection.socket, answer, is_head, self._limits.answer_seconds)
+        connection.waiting_bytes = 0
+
+    def _answer(self, request: Request) -> Answer:
+        self._require_own_name(request.headers.get("host", ""))
+        if request.path != "/metrics" and request.path not in self._checks:
+            raise RefusedError(HTTPStatus.NOT_FOUND, "Here are /metrics, /-/healthy and /-/ready.")
+        if request.method not in ("GET", "HEAD"):
+            status = HTTPStatus.METHOD_NOT_ALLOWED
+            return Answer(status, b"Only GET and HEAD.\n", headers=(("Allow", "GET, HEAD"),))
+        if request.path in self._checks:
+            is_well, sentence = self._checks[request.path]()
+            status = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
+            return Answer(status, f"{sentence}\n".encode(errors="replace"))
+        body, content_type = self._render(request.headers.get("accept", ""))
+        if len(body) >= GZIP_FROM_BYTES and _accepts_gzip(request.headers.get("accept-encoding", "")):
+            body = gzip.compress(body, compresslevel=1, mtime=0)
+            return Answer(HTTPStatus.OK, body, content_type, (("Content-Encoding", "gzip"),))
+        return Answer(HTTPStatus.OK, body, content_type)
+
+    def _require_own_name(self, host: str) -> None:
+        """On loopback only, a request must ask for an address, for localhost, or for the host of the settings.
+
+        A web page can make a browser ask 127.0.0.1 under the page's own name (DNS rebinding), and then read the
+        answer. Whoever listens on a network has names that we cannot know.
+        """
+        name = _HOST_PORT.sub("", host.lower()).strip("[]")
+        if self._own_names is None or not name or name in self._own_names:
+            return
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            reason = f"This server is not {name!r}: ask for its address, or set http.host to that name."
+            raise RefusedError(HTTPStatus.MISDIRECTED_REQUEST, reason) from None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)  # localhost: 127.0.0.1
+        is_dual = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=is_dual)
+    except (OSError, UnicodeError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code == errno.EADDRINUSE:
+            found_and_wanted = f"port {port} on {host} is in use; the HTTP server wants it for itself"
+            advice = "stop the program that has it, or set http.port to another port (0 takes a free one)"
+        elif code == errno.EACCES:
+            found_and_wanted = (
+                f"port {port} on {host} is not allowed to this user; the HTTP server wants to listen there"
+            )
+            advice = "set http.port to a port from 1024 on"
+        else:
+            found_and_wanted = f"{host!r} is no address of this machine; the HTTP server wants one to listen on"
+            advice = "set http.host to 127.0.0.1, to 0.0.0.0 for all addresses, or to one that `ip address` shows"
+        raise ServiceError(f"{found_and_wanted}: {advice} ({error})") from error
+
+
+def _read(client: socket.socket, limits: Limits) -> Request:
+    """The head of a request; a body is left unread, no request here has a use for one."""
+    deadline = time.monotonic() + limits.request_seconds
+    head = b""
+    while b"\r\n\r\n" not in head:
+        if len(head) > limits.head_bytes:
+            reason = f"The head of a request has at most {limits.head_bytes} bytes."
+            raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
+        try:
+            client.settimeout(max(deadline - time.monotonic(), 1e-6))  # 0 would mean not to wait at all
+            more = client.recv(4096)
+        except TimeoutError:
+            reason = f"A request has {limits.request_seconds:g} s to come."
+            raise RefusedError(HTTPStatus.REQUEST_TIMEOUT, reason) from None
+        except OSError as error:
+            raise GoneError from error
+        if not more:
+            raise GoneError
+        head += more
+    line, *fields = head[: head.index(b"\r\n\r\n")].decode("latin-1").split("\r\n")
+    asked = _REQUEST_LINE.fullmatch(line)
+    if asked is None:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "The first line is not that of an HTTP/1 request.")
+    headers: dict[str, str] = {}
+    for header in fields:
+        named = _FIELD.fullmatch(header)
+        if named is None:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "A header has no name and colon.")
+        name = named[1].lower()
+        headers[name] = f"{headers[name]}, {named[2]}" if name in headers else named[2]
+    return Request(asked[1], asked[2].partition("?")[0], headers)
+
+
+def _accepts_gzip(accept_encoding: str) -> bool:
+    for coding in accept_encoding.lower().split(","):
+        name, _, quality = coding.replace(" ", "").partition(";")
+        if name in ("gzip", "*"):
+            return not re.fullmatch(r"q=0(\.0*)?", quality)
+    return False
+
+
+def _send(client: socket.socket, answer: Answer, is_head: bool, seconds: float) -> None:
+    own = {
+        "Date": formatdate(usegmt=True),
+        "Content-Type": answer.content_type,
+        "Content-Length": str(len(answer.body)),
+    }
+    lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}"]
+    lines += [f"{name}: {value}" for name, value in (*own.items(), *HEADERS.items(), *answer.headers)]
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+    try:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # two writes, one of them perhaps huge
+        client.settimeout(seconds)  # of each sendall as a whole
+        client.sendall(head)
+        if not is_head:
+            client.sendall(answer.body)
+    except OSError as error:
+        raise GoneError from error
+
+
+def _say_farewell(client: socket.socket, seconds: float) -> None:
+    """Let the client close first: closing with bytes unread would reset the connection and take the answer with it."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_WR)
+        while (rest_seconds := deadline - time.monotonic()) > 0:
+            client.settimeout(rest_seconds)
+            if not client.recv(65536):
+                return
