@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 # Lowest first; `models` lies below them all. A part imports lower layers and its own, where no cycle may arise.
 LAYERS = (
     {"__init__", "errors", "exposition", "log", "metrics", "places", "readings", "settings", "topics"},
-    {"alarms", "baseline", "clock", "detector", "inbox", "journal", "packets", "payloads", "registry", "snapshot"},
+    {"alarms", "baseline", "clock", "detector", "endings", "inbox", "journal"}
+    | {"packets", "payloads", "registry", "snapshot", "wire"},
     {"engine", "replay", "report", "retrain"},
     {"app"},
     {"cli"},

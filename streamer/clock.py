@@ -1,0 +1,141 @@
+"""Time as the daemon sees it: handed in, so that a test moves it by hand and a replay takes it from the data; and how
+often each series reports."""
+
+from __future__ import annotations
+
+import enum
+import time
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Clock(Protocol):
+    """Two readings of time: the wall's for data, the steady one for timers."""
+
+    def now(self) -> float:
+        """Epoch seconds; it may jump when somebody sets the machine's clock."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since some moment; it never goes back."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class ManualClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        """`start` in epoch seconds; the steady reading starts at 0."""
+        self._now = start
+        self._monotonic = 0.0
+
+    def now(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass: both readings go forward."""
+        if seconds < 0:
+            raise ValueError("time does not pass backwards; `set` moves the wall clock")
+        self._now += seconds
+        self._monotonic += seconds
+
+    def set(self, now: float) -> None:
+        """Move the wall clock alone, as an operator or NTP does."""
+        self._now = now
+
+
+# --- Cadence: when a series is due -----------------------------------------------------------------------------------
+
+LEARNED_GAPS = 30  # before so many intervals are known nothing is due
+REGULAR_RATIO = 4.0  # a series whose longest interval is at most so many usual ones reports by the clock
+REGULAR_LATE = 5.0  # such a series is silent after so many usual intervals,
+IRREGULAR_LATE = 3.0  # any other after so many of its longest,
+IRREGULAR_HISTORY_SECONDS = 2 * 86_400.0  # and only once two nights have shown how long that may be
+LEAST_SILENCE_SECONDS = 20.0  # networks and brokers pause that long without anything being wrong
+FORGET_SECONDS = 14 * 86_400.0  # the longest interval fades by e in this time
+USUAL_RATE = 1 / 100
+
+
+class _Column(enum.IntEnum):
+    ARRIVAL = 0  # of the last reading, epoch seconds of the daemon's clock; 0: never
+    FIRST = 1  # arrival of the first
+    GAPS = 2  # intervals learned
+    USUAL = 3  # their mean, seconds
+    LONGEST = 4  # the longest, fading, seconds
+
+
+class Cadence:
+    """How often each series reports, by what it has shown; arrays of one row a slot, owned by one thread.
+
+    An interval is the longer of two: between event times and between arrivals. A device that uploads an hour's readings at
+    once is due in an hour, not in a minute; a backlog that arrives in a burst does not make a series look fast.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.rows = np.zeros((capacity, len(_Column)))
+        self.listening_since = 0.0
+        """the daemon's clock when it began to hear: silence is counted from here at the earliest"""
+
+    def observe(
+        self, slots: NDArray[np.intp], elapsed: NDArray[np.float64], now: float, ordinary: NDArray[np.bool_]
+    ) -> None:
+        """Takes in that `slots` (unique) have reported `now`; `elapsed` seconds of event time after their last reading.
+
+        Where `ordinary` is False (a silence that raised an alarm) the interval teaches nothing.
+        """
+        rows = self.rows[slots]
+        arrival = rows[:, _Column.ARRIVAL]
+        known = arrival > 0
+        interval = np.fmax(np.where(known, now - arrival, 0.0), np.nan_to_num(elapsed))
+        teaches = known & ordinary & (arrival >= self.listening_since) & (interval > 0)
+        gaps = rows[:, _Column.GAPS] + teaches
+        rate = np.where(teaches, np.maximum(1 / np.maximum(gaps, 1), USUAL_RATE), 0.0)
+        rows[:, _Column.USUAL] += rate * (interval - rows[:, _Column.USUAL])
+        faded = rows[:, _Column.LONGEST] * np.exp(-np.where(teaches, interval, 0.0) / FORGET_SECONDS)
+        rows[:, _Column.LONGEST] = np.where(teaches, np.maximum(faded, interval), rows[:, _Column.LONGEST])
+        rows[:, _Column.GAPS] = gaps
+        rows[:, _Column.FIRST] = np.where(known, rows[:, _Column.FIRST], now)
+        rows[:, _Column.ARRIVAL] = now
+        self.rows[slots] = rows
+
+    def allowed_seconds(self, count: int, now: float) -> NDArray[np.float64]:
+        """How long each of the first `count` series may keep quiet; infinite while that is not known."""
+        rows = self.rows[:count]
+        usual, longest = rows[:, _Column.USUAL], rows[:, _Column.LONGEST]
+        regular = longest <= REGULAR_RATIO * usual
+        allowed = np.where(regular, REGULAR_LATE * usual, IRREGULAR_LATE * longest)
+        unknown = (rows[:, _Column.GAPS] < LEARNED_GAPS) | (
+            ~regular & (now - rows[:, _Column.FIRST] < IRREGULAR_HISTORY_SECONDS)
+        )
+        return np.where(unknown, np.inf, np.maximum(allowed, LEAST_SILENCE_SECONDS))
+
+    def quiet_seconds(self, count: int, now: float) -> NDArray[np.float64]:
+        """How long each of the first `count` series has kept quiet while the daemon listened."""
+        return now - np.maximum(self.rows[:count, _Column.ARRIVAL], self.listening_since)
+
+    def usual_seconds(self, slot: int) -> float:
+        """The mean interval of one series."""
+        return float(self.rows[slot, _Column.USUAL])
+
+    def arrival(self, count: int) -> NDArray[np.float64]:
+        """When each of the first `count` series reported last, epoch seconds."""
+        return self.rows[:count, _Column.ARRIVAL]
+
+    def evict(self, slots: NDArray[np.intp]) -> None:
+        """Forgets these series."""
+        self.rows[slots] = 0.0
