@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamer.errors import InputError, ModelError, SettingsError, StateError, StreamerError
+from streamer.errors import InputError, SettingsError, StateError, StreamerError
 
 if TYPE_CHECKING:
     from streamer.settings import Settings
@@ -179,8 +179,16 @@ def _demo(arguments: Arguments) -> int:
 def _replay(arguments: Arguments) -> int:
     settings = _settings(arguments)
     from streamer.replay import replay_command
+    from streamer.wiring import load_weights, shard_from
 
-    return replay_command(arguments.files, arguments.output, arguments.device_score, settings)
+    weights = load_weights(settings)
+    return replay_command(
+        arguments.files,
+        arguments.output,
+        lambda registry: shard_from(settings, weights, registry),
+        settings.limits.max_series,
+        device_score=arguments.device_score,
+    )
 
 
 def _bench(arguments: Arguments) -> int:
@@ -268,25 +276,21 @@ def _check_state(settings: Settings) -> str:
 
 
 def _check_weights(settings: Settings) -> str:
-    from models.weights import BASE, WeightsError, load
+    from models.weights import BASE
+    from streamer.wiring import load_weights
 
-    path = Path(settings.model.weights) if settings.model.weights else BASE
-    try:
-        weights = load(path)
-    except WeightsError as error:
-        raise ModelError(str(error)) from error
-    return f"{path} (SHA-256 {weights.sha256[:16]}…)"
+    return f"{settings.model.weights or BASE} (SHA-256 {load_weights(settings).sha256[:16]})"
 
 
 def _check_tls(settings: Settings) -> str:
-    from streamer.mqtt import tls_context
+    from streamer.wire import tls_context
 
     tls = settings.mqtt.tls
     if not tls.enabled:
         return "off"
-    context = tls_context(tls.ca_file, tls.cert_file, tls.key_file)
-    own = ", with a client certificate" if tls.cert_file else ""
-    return f"on, {len(context.get_ca_certs())} authorities{own}"
+    tls_context(tls.ca_file, tls.cert_file, tls.key_file)
+    authorities = tls.ca_file or "those of this machine"
+    return f"on, authorities: {authorities}, client certificate: {tls.cert_file or 'none'}"
 
 
 def _health(arguments: Arguments) -> int:

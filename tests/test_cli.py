@@ -1,0 +1,301 @@
+"""The command line: what goes where, the exit status, and that a command imports no more than it needs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.weights import ForecasterConfig, Weights, expected_shapes, save
+from streamer.cli import main, parser
+from streamer.http import Server
+from tests.servers import HOST, Certificates, free_port
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("STREAMER_") or name in ("CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "XDG_STATE_HOME"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Weights of a forecaster that has learned nothing."""
+    config = ForecasterConfig(input_size=2, hidden_size=3)
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(config).items()}
+    save(Weights(config, tensors, {}), tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of one command in this process."""
+    status = main(argv)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+# --- Usage ---
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["rum"],
+        ["run", "--conf", "x"],
+        ["run", "extra"],
+        ["run", "--set"],
+        ["replay"],
+        ["demo", "--seconds", "0"],
+        ["demo", "--seconds", "nan"],
+        ["demo", "--port", "65536"],
+        ["version", "--text"],
+    ],
+)
+def test_wrong_usage_is_refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    """What the command line does not know is refused with exit status 2 and a word on how to call it."""
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "usage: streamer" in captured.err
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """--help answers on standard output with exit status 0."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    for name in ("run", "demo", "check", "explain", "replay", "bench", "health", "version"):
+        assert f"    {name} " in out
+
+
+def test_bench_takes_every_argument_as_it_is() -> None:
+    """What follows `bench` belongs to the measurement, options included."""
+    argv = ["ingest", "--json", "--help", "-x", "--set", "a=b"]
+    assert parser().parse_args(["bench", *argv]).arguments == argv
+
+
+@pytest.mark.parametrize("command", ["run", "check", "replay", "explain", "health"])
+def test_wrong_settings_are_refused_by_every_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """Every command that reads settings refuses bad ones with exit status 2, and a text without traceback."""
+    operands = {"replay": ["x.csv"], "explain": ["a", "1"]}.get(command, [])
+    status, out, err = run(capsys, command, *operands, "--set", "mqtt.hots=1")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"streamer {command}: 1 problem in the settings, nothing was started:\n"
+        "  --set mqtt.hots: no such setting; the closest known name is mqtt.host\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["check"],
+        ["explain", "a/b", '{"temperature": 21.5}'],
+        ["health", "--url", "http://127.0.0.1:1"],
+        ["version"],
+        ["run", "--set", "x=1"],
+        ["--help"],
+    ],
+    ids=lambda argv: str(argv[0]),
+)
+def test_commands_without_a_model_never_import_torch(argv: list[str], weights: Path) -> None:
+    """A health check or a look at a payload costs no second of torch's import."""
+    if argv == ["check"]:
+        argv = ["check", "--set", f"model.weights={weights}"]
+    code = (
+        "import sys; from streamer.cli import main\n"
+        f"try: main({argv!r})\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """`streamer ... | head` ends without a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "streamer", "version"], stdout=gone, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+# --- explain ---
+
+
+def test_explain_shows_how_a_message_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """Series, value, time and device of each reading; with --json the same as an object."""
+    status, out, _ = run(capsys, "explain", "zigbee2mqtt/kitchen", '{"temperature": 21.5}')
+    assert status == 0
+    assert "zigbee2mqtt/kitchen#temperature = 21.5" in out
+    status, out, _ = run(capsys, "explain", "--json", "zigbee2mqtt/kitchen", '{"temperature": 21.5}')
+    (reading,) = json.loads(out)["readings"]
+    assert (status, reading["key"], reading["value"]) == (0, "zigbee2mqtt/kitchen#temperature", 21.5)
+
+
+def test_explain_says_why_a_message_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    """A message without a reading has exit status 1, the reason, and what would help."""
+    status, out, err = run(capsys, "explain", "a/b", '{"temperature": }')
+    assert (status, err) == (1, "")
+    assert "bad_json" in out
+
+
+def test_explain_follows_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rules and globs of the settings hold, and the daemon's own output is left out."""
+    rule = "input.rules=[{pattern='plant/{line}/{metric...}', device='{line}'}]"
+    status, out, _ = run(capsys, "explain", "plant/a/b/c", "1", "--set", rule, "--json")
+    assert (status, json.loads(out)["levels"]) == (0, {"line": "a", "metric": "b/c"})
+    assert json.loads(out)["readings"][0]["device"] == "a"
+    status, out, _ = run(capsys, "explain", "plant/a", "1", "--set", "input.exclude=['plant/*']", "--json")
+    assert json.loads(out)["wanted"] is False
+    status, out, _ = run(capsys, "explain", "streamer/x/status", "1", "--set", "instance=x", "--json")
+    assert json.loads(out)["wanted"] is False
+
+
+def test_explain_reads_bytes_from_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`-` is standard input and --file a file, both as bytes; one of the three has to be there."""
+    (tmp_path / "payload").write_bytes(b"7")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    assert "bad_utf8" in run(capsys, "explain", "a", "-")[1]
+    assert "a = 7.0" in run(capsys, "explain", "a", "--file", str(tmp_path / "payload"))[1]
+    assert run(capsys, "explain", "a")[0] == 2
+    assert run(capsys, "explain", "a", "1", "--file", "x")[0] == 2
+    status, _, err = run(capsys, "explain", "a", "--file", str(tmp_path / "absent"))
+    assert status == 2
+    assert "absent: cannot be read" in err
+
+
+# --- check ---
+
+
+def test_check_shows_what_would_be_used(capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path) -> None:
+    """State, weights, TLS, and every setting that is not at its default with its place; nothing is created."""
+    config = tmp_path / "streamer.toml"
+    config.write_text(f'[model]\nweights = "{weights.name}"\n[mqtt]\nport = 1884\n')
+    status, out, err = run(capsys, "check", "--config", str(config))
+    assert (status, err) == (0, "")
+    assert f"{tmp_path}/.local/state/streamer (will be created)" in out
+    assert f"1884  ({config}: mqtt.port)" in out
+    assert not (tmp_path / ".local").exists()
+    status, out, _ = run(capsys, "check", "--config", str(config), "--json")
+    found = json.loads(out)
+    assert found["settings"]["mqtt.port"] == {"value": 1884, "from": f"{config}: mqtt.port"}
+    assert found["settings"]["mqtt.host"] == {"value": "127.0.0.1", "from": "default"}
+    assert found["tls"] == "off"
+
+
+def test_check_never_shows_the_password(capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path) -> None:
+    """Neither form of the answer holds it."""
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "mqtt.password").write_text("s3cret")
+    argv = ["check", "--secrets", str(secrets), "--set", "mqtt.username=ann", "--set", f"model.weights={weights}"]
+    for more in ([], ["--json"]):
+        status, out, err = run(capsys, *argv, *more)
+        assert status == 0
+        assert "mqtt.password" in out
+        assert "s3cret" not in out + err
+
+
+def test_check_names_everything_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path
+) -> None:
+    """A damaged weights file, a file where the state directory should be, and a bad certificate come at once."""
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    (tmp_path / "state").touch()
+    (tmp_path / "ca.pem").write_text("no certificate")
+    status, out, err = run(
+        capsys, "check", "--set", f"model.weights={weights}", "--set", f"state.directory={tmp_path}/state",
+        "--set", "mqtt.tls.enabled=true", "--set", f"mqtt.tls.ca_file={tmp_path}/ca.pem",
+    )  # fmt: skip
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 4
+    for file in ("w.safetensors", "state", "ca.pem"):
+        assert f"{tmp_path}/{file}" in err
+
+
+def test_check_loads_certificates(
+    capsys: pytest.CaptureFixture[str], weights: Path, certificates: Certificates
+) -> None:
+    """A certificate and its key are loaded; one that does not fit is refused."""
+    argv = ["check", "--set", f"model.weights={weights}", "--set", "mqtt.tls.enabled=true"]
+    argv += ["--set", f"mqtt.tls.ca_file={certificates.ca}"]
+    argv += ["--set", f"mqtt.tls.cert_file={certificates.client_cert}"]
+    status, out, err = run(capsys, *argv, "--set", f"mqtt.tls.key_file={certificates.client_key}")
+    assert (status, err) == (0, "")
+    assert f"client certificate: {certificates.client_cert}" in out
+    status, _, err = run(capsys, *argv, "--set", f"mqtt.tls.key_file={certificates.ca}")
+    assert status == 2
+    assert str(certificates.client_cert) in err
+
+
+# --- health ---
+
+
+@pytest.fixture
+def health() -> Iterator[tuple[Server, dict[str, bool]]]:
+    """A server that answers as the test says."""
+    answer = {"healthy": True}
+    server = Server(
+        HOST,
+        0,
+        lambda _: (b"", "text/plain"),
+        lambda: (answer["healthy"], "the engine makes progress" if answer["healthy"] else "the engine stands still"),
+        lambda: (False, "not subscribed"),
+    )
+    server.start()
+    yield server, answer
+    server.stop()
+
+
+def test_health_asks_the_daemon(
+    capsys: pytest.CaptureFixture[str], health: tuple[Server, dict[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 and the text of a healthy daemon, 1 and the text of another; found by URL or by settings, never by a proxy."""
+    server, answer = health
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    url = f"http://{HOST}:{server.port}"
+    assert run(capsys, "health", "--url", url) == (0, "the engine makes progress\n", "")
+    assert run(capsys, "health", "--set", f"http.port={server.port}")[0] == 0
+    assert run(capsys, "health", "--set", f"http.port={server.port}", "--set", "http.host=0.0.0.0")[0] == 0
+    answer["healthy"] = False
+    assert run(capsys, "health", "--url", url) == (1, "the engine stands still\n", "")
+
+
+def test_health_of_nobody_is_bad(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing listens the answer is 1; where nothing can listen, or the URL is none, it is 2."""
+    status, out, _ = run(capsys, "health", "--url", f"http://{HOST}:{free_port()}")
+    assert status == 1
+    assert out.startswith("unhealthy: no answer from")
+    assert run(capsys, "health", "--set", "http.enabled=false")[0] == 2
+    assert run(capsys, "health", "--url", "ftp://x")[0] == 2
+    assert run(capsys, "health", "--url", "http://x:99999")[0] == 2
+
+
+# --- version ---
+
+
+def test_version_names_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The distribution, Python and the libraries that matter, as text or JSON."""
+    status, out, _ = run(capsys, "version")
+    assert status == 0
+    assert out.splitlines()[-1].split() == ["python", ".".join(map(str, sys.version_info[:3]))]
+    assert json.loads(run(capsys, "version", "--json")[1]).keys() >= {"anomaly-streamer", "torch", "python"}
