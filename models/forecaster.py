@@ -14,7 +14,10 @@ from models import mixture
 from models.weights import ForecasterConfig
 
 State = tuple[Tensor, Tensor]
-NLL_LEAST, NLL_MOST = -4.0, 15.0  # nats a reading may add to the loss: equal readings and wild ones teach no more than that
+NLL_LEAST, NLL_MOST = (
+    -4.0,
+    15.0,
+)  # nats a reading may add to the loss: equal readings and wild ones teach no more than that
 
 
 class Forecaster(nn.Module):

@@ -90,7 +90,9 @@ class Pretraining:
         config = weights.ForecasterConfig(features.INPUT_SIZE, recipe.hidden_size, recipe.num_layers, recipe.dropout)
         self.model = Forecaster(config)
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
         self.round = 0
         self.update = 0
         self.losses: list[float] = []
@@ -202,7 +204,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name))
     options = vars(parser.parse_args(arguments))
     out, checkpoint = options.pop("out"), options.pop("checkpoint")
-    run = Pretraining.resume(checkpoint) if checkpoint is not None and checkpoint.exists() else Pretraining(Recipe(**options))
+    run = (
+        Pretraining.resume(checkpoint)
+        if checkpoint is not None and checkpoint.exists()
+        else Pretraining(Recipe(**options))
+    )
 
     def report(figures: dict[str, float]) -> None:
         left = (run.recipe.rounds - run.round) * figures["seconds"]

@@ -37,7 +37,9 @@ def generate(rng: Generator, count: int, steps: int) -> Series:
         value[changed] = np.where(np.arange(steps) < start, value[changed], other)
     value = distort(rng, value)
     scale = 10.0 ** rng.uniform(-3, 5, (count, 1))
-    offset = scale * rng.choice([0.0, 1.0, 10.0, 300.0], (count, 1), p=[0.3, 0.3, 0.3, 0.1]) * rng.normal(size=(count, 1))
+    offset = (
+        scale * rng.choice([0.0, 1.0, 10.0, 300.0], (count, 1), p=[0.3, 0.3, 0.3, 0.1]) * rng.normal(size=(count, 1))
+    )
     return Series(time, value * scale + offset)
 
 
@@ -93,7 +95,9 @@ def free_period(rng: Generator, time: Float64) -> Float64:
     wander = np.cumsum(rng.normal(size=(count, steps)), axis=1) * rng.choice([0.0, 0.01, 0.05], (count, 1))
     turn = np.arange(steps) / period + rng.random((count, 1)) + wander / np.sqrt(period)
     phase, fraction = 2 * np.pi * turn, turn % 1.0
-    harmonics = sum(rng.normal(size=(count, 1)) / k * np.sin(k * phase + rng.uniform(0, 6.3, (count, 1))) for k in (1, 2, 3))
+    harmonics = sum(
+        rng.normal(size=(count, 1)) / k * np.sin(k * phase + rng.uniform(0, 6.3, (count, 1))) for k in (1, 2, 3)
+    )
     duty = rng.uniform(0.05, 0.95, (count, 1))
     heartbeat = np.exp(-0.5 * ((fraction - 0.5) / rng.uniform(0.01, 0.1, (count, 1))) ** 2)
     kind = rng.choice(4, (count, 1), p=[0.45, 0.15, 0.25, 0.15])
@@ -119,7 +123,10 @@ def autoregressive(rng: Generator, time: Float64) -> Float64:
 
 def oscillation(rng: Generator, time: Float64) -> Float64:
     """A resonance, AR(2) with complex roots."""
-    radius, angle = rng.uniform(0.9, 0.999, len(time)), 2 * np.pi / np.exp(rng.uniform(np.log(4), np.log(200), len(time)))
+    radius, angle = (
+        rng.uniform(0.9, 0.999, len(time)),
+        2 * np.pi / np.exp(rng.uniform(np.log(4), np.log(200), len(time))),
+    )
     out = _recursion(2 * radius * np.cos(angle), -(radius**2), rng.normal(size=time.shape))
     return out / (out.std(axis=1, keepdims=True) + 1e-9)
 
@@ -186,11 +193,15 @@ def distort(rng: Generator, value: Float64) -> Float64:
     rows = some(0.12)  # exponentiated: positive, skewed
     value[rows] = np.exp(np.clip((value[rows] - centre[rows]) / spread[rows], -6, 4))
     rows = some(0.07)  # counts of events
-    rate = np.exp(np.clip((value[rows] - centre[rows]) / spread[rows], -6, 3)) * 10 ** rng.uniform(-1, 2, (len(rows), 1))
+    rate = np.exp(np.clip((value[rows] - centre[rows]) / spread[rows], -6, 3)) * 10 ** rng.uniform(
+        -1, 2, (len(rows), 1)
+    )
     value[rows] = rng.poisson(rate)
     rows = some(0.08)  # rectified or saturated
     threshold = centre[rows] + spread[rows] * rng.uniform(-1, 1, (len(rows), 1))
-    value[rows] = np.where(rng.random((len(rows), 1)) < 0.7, np.maximum(value[rows], threshold), np.minimum(value[rows], threshold))
+    value[rows] = np.where(
+        rng.random((len(rows), 1)) < 0.7, np.maximum(value[rows], threshold), np.minimum(value[rows], threshold)
+    )
     rows = some(0.07)  # a switch
     value[rows] = value[rows] > centre[rows] + spread[rows] * rng.uniform(-1, 1, (len(rows), 1))
     rows = some(0.35)  # quantised, from fine to a few steps

@@ -8,7 +8,7 @@ elapsed time is exact, and a gap cannot make yesterday's forecast speak for toda
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from models import calibration, features, mixture
 from models.features import Narrow, Wide
 from models.step import NumpyStepper, Stepper, TorchStepper
 from models.weights import Weights
-from streamer.readings import Batch, Bool, Flag, Float32, Float64, Scores, Unscored
+from streamer.readings import Batch, Bool, Flag, Float32, Float64, Scores, Unscored, Wave
 
 Slots = NDArray[np.intp]
 
@@ -37,24 +37,6 @@ def waves(slot: NDArray[np.int32]) -> Iterator[NDArray[np.intp]]:
     occurrence[order] = np.arange(len(slot)) - np.repeat(start, lengths)
     for k in range(int(lengths.max(initial=0))):
         yield np.flatnonzero(occurrence == k)
-
-
-@dataclass(slots=True, eq=False)
-class Wave:
-    """What `score` leaves for `learn` and for the alarms."""
-
-    slots: Slots
-    """the rows that were stepped: in order, neither late nor duplicate"""
-    rows: NDArray[np.intp]
-    """their row numbers in the batch"""
-    time: Float64
-    value: Float64
-    views: Float32
-    """(n, len(VIEWS))"""
-    rarity: Float32
-    """(n, len(VIEWS)): -log10 of each view's tail probability"""
-    strictness: Float64
-    """-log10 p* of each row's series"""
 
 
 class Detector:
@@ -82,7 +64,7 @@ class Detector:
         duplicate = seen & ~arrival_time & (np.abs(time - last) < DIFFERENT_SECONDS)
         late = seen & ~duplicate & (time < last)
 
-        scores = _no_scores(len(batch))
+        scores = no_scores(len(batch))
         scores.unscored[duplicate] = Unscored.DUPLICATE
         scores.unscored[late] = Unscored.LATE
         rows = np.flatnonzero(~(duplicate | late))
@@ -102,22 +84,22 @@ class Detector:
         views[:, calibration.SURPRISE] = mixture.tail_surprise(forecast, y)
         views[:, calibration.ERROR] = np.minimum(np.arcsinh(np.abs(value - expected) / look.scale), features.Y_LIMIT)
         views[:, calibration.LEVEL] = np.abs(y - look.inputs[:, DAY_VALUE] * look.inputs[:, DAY_KNOWN])
-        rarity = self.calibration.rarity(slots, views)
         interval = np.exp(self.statistics.narrow[slots, Narrow.LOG_ELAPSED].astype(np.float64))
         strict = calibration.strictness(self.budget_per_series_month, interval)
+
+        levels = self.calibration.rarity(slots, views) / strict[:, None]
 
         warming = count < WARM_READINGS
         gap = ~warming & (look.elapsed > np.maximum(GAP_INTERVALS * interval, GAP_LEAST_SECONDS))
         scores.unscored[rows] = np.select([warming, gap], [Unscored.WARMING, Unscored.GAP], Unscored.SCORED)
-        view = rarity.argmax(axis=1)
-        score = np.where(warming | gap, np.nan, rarity.max(axis=1) / strict)
+        score = np.where(warming | gap, np.nan, levels.max(axis=1))
         known = count > 0
         scores.score[rows] = score
-        scores.view[rows] = view
+        scores.view[rows] = levels.argmax(axis=1)
         scores.surprise[rows] = np.where(known, views[:, calibration.SURPRISE], np.nan)
         for column, values in ((scores.expected, expected), (scores.lower, lower), (scores.upper, upper)):
             column[rows] = np.where(known, values, np.nan)
-        return Wave(slots, rows, time, value, views, rarity, strict)
+        return Wave(rows, slots, time, value, look.elapsed, views, levels, strict)
 
     def learn(self, scores: Scores, wave: Wave, normal: Bool) -> None:
         """Takes a scored wave in. `normal` `(len(wave.slots),)`: False where the reading belongs to an open alarm."""
@@ -126,7 +108,13 @@ class Detector:
         teaches &= scores.unscored[wave.rows] != Unscored.GAP
         self.calibration.learn(wave.slots[teaches], wave.views[teaches])
         self.latest[wave.slots] = np.column_stack(
-            (scores.score[wave.rows], wave.value, scores.expected[wave.rows], scores.lower[wave.rows], scores.upper[wave.rows])
+            (
+                scores.score[wave.rows],
+                wave.value,
+                scores.expected[wave.rows],
+                scores.lower[wave.rows],
+                scores.upper[wave.rows],
+            )
         )
 
     def is_warming(self, count: int) -> Bool:
@@ -140,36 +128,30 @@ class Detector:
         self.stepper.reset(slots)
         self.latest[slots] = np.nan
 
+    def _arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Every state array but the recurrent one, by name."""
+        statistics = {f"statistics.{f.name}": getattr(self.statistics, f.name) for f in fields(self.statistics)}
+        return statistics | {"calibration": self.calibration.rows, "latest": self.latest}
+
     def export(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the first `count` rows of every state array, by name."""
-        statistics = self.statistics
-        arrays: dict[str, NDArray[np.generic]] = {
-            "statistics.wide": statistics.wide,
-            "statistics.narrow": statistics.narrow,
-            "statistics.day": statistics.day,
-            "statistics.day_visits": statistics.day_visits,
-            "statistics.week": statistics.week,
-            "statistics.week_visits": statistics.week_visits,
-            "calibration": self.calibration.rows,
-            "latest": self.latest,
-        }
-        return {name: array[:count].copy() for name, array in arrays.items()} | {"recurrent": self.stepper.export(count)}
+        arrays: dict[str, NDArray[np.generic]] = {"recurrent": self.stepper.export(count)}
+        return arrays | {name: array[:count].copy() for name, array in self._arrays().items()}
+
+    def check(self, arrays: dict[str, NDArray[np.generic]], count: int) -> None:
+        """Raises ValueError unless these are `count` rows of this detector's arrays."""
+        for name, array in self._arrays().items():
+            found = arrays.get(name)
+            if found is None or found.dtype != array.dtype or found.shape != (count, *array.shape[1:]):
+                raise ValueError(f"the state's array {name} does not fit")
 
     def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
-        """Puts back what `export` gave."""
-        statistics = self.statistics
-        for name, array in (
-            ("statistics.wide", statistics.wide),
-            ("statistics.narrow", statistics.narrow),
-            ("statistics.day", statistics.day),
-            ("statistics.day_visits", statistics.day_visits),
-            ("statistics.week", statistics.week),
-            ("statistics.week_visits", statistics.week_visits),
-            ("calibration", self.calibration.rows),
-            ("latest", self.latest),
-        ):
-            array[: len(arrays[name])] = arrays[name]
-        self.stepper.restore(arrays["recurrent"].astype(np.float32, copy=False))
+        """Puts back what `export` gave; an array that is left out stays as it is."""
+        for name, array in self._arrays().items():
+            if name in arrays:
+                array[: len(arrays[name])] = arrays[name]
+        if "recurrent" in arrays:
+            self.stepper.restore(arrays["recurrent"].astype(np.float32, copy=False))
 
 
 LATEST = ("score", "value", "expected", "lower", "upper")
@@ -177,7 +159,8 @@ DAY_VALUE, DAY_KNOWN = features.INPUTS.index("day_value"), features.INPUTS.index
 CALIBRATED_FROM = 8  # readings: before that neither location nor forecast means anything
 
 
-def _no_scores(n: int) -> Scores:
+def no_scores(n: int) -> Scores:
+    """The verdicts on `n` readings before they are looked at: none."""
     return Scores(
         score=np.full(n, np.nan),
         unscored=np.zeros(n, np.uint8),

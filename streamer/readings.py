@@ -94,6 +94,31 @@ class Scores:
     def __len__(self) -> int:
         return len(self.score)
 
+    def put(self, rows: NDArray[np.intp], part: Scores) -> None:
+        """Takes over the verdicts on some rows of the batch."""
+        self.score[rows], self.unscored[rows], self.view[rows] = part.score, part.unscored, part.view
+        self.expected[rows], self.lower[rows], self.upper[rows] = part.expected, part.lower, part.upper
+        self.surprise[rows] = part.surprise
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wave:
+    """The readings of a batch that were stepped, neither late nor duplicate, no slot twice; arrays `(n,)` unless said."""
+
+    rows: NDArray[np.intp]
+    """their row numbers in the batch"""
+    slots: NDArray[np.intp]
+    time: Float64
+    value: Float64
+    elapsed: Float64
+    """seconds of event time since the series' previous reading; NaN for its first"""
+    views: Float32
+    """(n, views) in the order of `models.calibration.VIEWS`"""
+    levels: Float64
+    """(n, views): the score of each view alone"""
+    strictness: Float64
+    """-log10 p* of the series: what a score of 1 means"""
+
 
 @dataclass(frozen=True, slots=True)
 class Alarm:

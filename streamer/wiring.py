@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from models import weights as weights_files
+from streamer.errors import ModelError
 from streamer.payloads import Decoder, Rule
+from streamer.registry import Registry
 from streamer.settings import Settings
+from streamer.shard import Shard
 from streamer.topics import own_prefix
 
 
@@ -20,4 +26,24 @@ def decoder_from(settings: Settings) -> Decoder:
         max_payload_bytes=given.max_payload_bytes,
         max_depth=given.max_depth,
         max_fields=given.max_fields,
+    )
+
+
+def load_weights(settings: Settings) -> weights_files.Weights:
+    """The weights that the settings name, or the shipped ones. Raises ModelError."""
+    path = Path(settings.model.weights) if settings.model.weights else weights_files.BASE
+    try:
+        return weights_files.load(path)
+    except weights_files.WeightsError as error:
+        raise ModelError(str(error)) from error
+
+
+def shard_from(settings: Settings, weights: weights_files.Weights, registry: Registry) -> Shard:
+    """A shard without a past."""
+    return Shard(
+        registry,
+        weights,
+        settings.limits.max_series,
+        budget_per_series_month=settings.alarms.budget_per_series_month,
+        device=settings.model.device,
     )

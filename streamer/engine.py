@@ -1,0 +1,342 @@
+"""The one loop that owns the state: a turn takes what waits, reads it, scores it, tells what changed, acknowledges.
+
+Only the engine's thread touches the shard. Everyone else puts messages into the inbox, leaves a `Change of settings` in
+the one-slot mailbox, or reads what a turn has finished: counters, the table of series, the list of alarms.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamer import outbox
+from streamer.alarms import Change
+from streamer.clock import Clock
+from streamer.exposition import SeriesTable
+from streamer.inbox import Inbox
+from streamer.log import SparingLog, event
+from streamer.metrics import Metrics, TurnCounts
+from streamer.payloads import Columns, Decoder
+from streamer.readings import Alarm, Batch, Float64, Message, Unscored
+from streamer.registry import FREE
+from streamer.shard import Outcome, Shard
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH = 4096  # messages a turn: the cost per reading has stopped falling, the latency not yet risen
+SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series renewed
+STALE_SECONDS = 300.0  # a series that has not reported for so long, and longer than it may, disappears from metrics
+STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
+LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
+READING_REJECTIONS = ("future", "out_of_range", "admission_rate", "admission_full")
+
+Publish = Callable[[outbox.Outgoing], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """Settings that change while the engine runs."""
+
+    decoder: Decoder
+    budget_per_series_month: float
+    silent: bool
+
+
+class Engine:
+    """Turns messages into verdicts. `start` runs it in a thread of its own; tests and tools call `turn` themselves."""
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        shard: Shard,
+        decoder: Decoder,
+        inbox: Inbox,
+        metrics: Metrics,
+        clock: Clock,
+        publish: Publish,
+        acknowledge: Callable[[Sequence[Message]], None],
+        is_hearing: Callable[[], bool],
+        save: Callable[[Shard], None] = lambda shard: None,
+        snapshot_seconds: float = 300.0,
+        max_future_seconds: float = 300.0,
+        silent: bool = True,
+        publish_series: Literal["alarm", "all", "off"] = "alarm",
+    ) -> None:
+        self._instance = instance
+        self._shard = shard
+        self._decoder = decoder
+        self._inbox = inbox
+        self._metrics = metrics
+        self._clock = clock
+        self._publish = publish
+        self._acknowledge = acknowledge
+        self._is_hearing = is_hearing
+        self._save = save
+        self._snapshot_seconds = snapshot_seconds
+        self._max_future_seconds = max_future_seconds
+        self._silent = silent
+        self._publish_series = publish_series
+        self._sparing = SparingLog(log, 10.0, clock.monotonic)
+
+        self._columns = Columns()
+        self._refused_before = dict(shard.registry.refused)
+        self._was_hearing = False
+        self._touched: set[int] = set()
+        self._swept_at = -np.inf
+        self._saved_at = clock.monotonic()
+        self._mailbox: Adjustment | None = None
+        self._thread: threading.Thread | None = None
+        self._is_leaving = False
+        self._failure: BaseException | None = None
+
+        self.progress_at = clock.monotonic()
+        """steady seconds of the last finished turn"""
+        self.table: SeriesTable | None = None
+        """the series as of the last sweep; replaced, never changed"""
+        self.alarms: list[Alarm] = []
+        """the open alarms as of the last turn that changed one; replaced, never changed"""
+
+    # --- For other threads ---
+
+    def start(self) -> None:
+        """Begin to take messages."""
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float) -> bool:
+        """Finish what is in the inbox, save, end; False if that took too long. Close the inbox first."""
+        self._is_leaving = True
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive() and self._failure is None
+
+    def adjust(self, adjustment: Adjustment) -> None:
+        """Applied between two turns; a later one replaces one that has not been applied yet."""
+        self._mailbox = adjustment
+
+    @property
+    def has_failed(self) -> bool:
+        """A bug has ended the engine's thread."""
+        return self._failure is not None
+
+    def trouble(self) -> str | None:
+        """Why scoring stands still, None while it does not."""
+        if self._failure is not None:
+            return f"the engine has failed: {self._failure!r}"
+        standing = self._clock.monotonic() - self.progress_at
+        if standing > STUCK_SECONDS:
+            return f"the engine has not finished a turn for {standing:.0f} seconds"
+        return None
+
+    # --- The engine's thread ---
+
+    def _run(self) -> None:
+        try:
+            while not (self._is_leaving and self._inbox.queued() == 0):
+                self.turn(self._inbox.take(MAX_BATCH, SWEEP_SECONDS))
+            self._save(self._shard)
+        except BaseException as error:
+            self._failure = error
+            event(log, logging.CRITICAL, "engine failed", error=repr(error))
+            raise
+
+    def turn(self, messages: list[Message]) -> None:
+        """One turn: everything that follows from these messages and from the time that has passed."""
+        started = self._clock.monotonic()
+        self._take_mail()
+        if messages:
+            self._settle(messages, started)
+        if started - self._swept_at >= SWEEP_SECONDS:
+            self._sweep(started)
+        if started - self._saved_at >= self._snapshot_seconds:
+            self._saved_at = started
+            self._save(self._shard)
+        self.progress_at = self._clock.monotonic()
+
+    def _settle(self, messages: list[Message], started: float) -> None:
+        now = self._clock.now()
+        counts, rejected, senders = self._decode(messages)
+        readings = len(self._columns) + sum(self._columns.rejected.values())
+        readings_rejected: Counter[str] = Counter({str(k): n for k, n in self._columns.rejected.items()})
+        batch, arrivals, refused = self._batch(now, senders, readings_rejected)
+        outcome = self._shard.process(batch, now)
+        self._tell(outcome.changes, now)
+        self._acknowledge(messages)
+        finished = self._clock.now()
+        scored = outcome.scores.unscored == Unscored.SCORED
+        self._note_touched(batch.slot)
+        turn = TurnCounts(
+            decoded=counts["decoded"],
+            retained=counts["retained"],
+            ignored=counts["ignored"],
+            rejected=rejected,
+            readings=readings,
+            verdicts=np.bincount(outcome.scores.unscored, minlength=len(Unscored)),
+            readings_rejected=readings_rejected,
+            series_refused=refused,
+            alarms_opened=_kinds(outcome, "opened"),
+            alarms_closed=_kinds(outcome, "closed"),
+            latency_seconds=np.maximum(finished - arrivals[scored], 0.0),
+            seconds=self._clock.monotonic() - started,
+            finished_at=finished,
+        )
+        with self._metrics.lock:
+            self._inbox.done()
+            self._metrics.settle(turn)
+        self._columns.clear()
+
+    def _decode(self, messages: list[Message]) -> tuple[Counter[str], Counter[str], list[tuple[int, float]]]:
+        """Fills the columns. Gives messages by fate, rejections by reason, and how far each arrival time reaches."""
+        decoder, columns = self._decoder, self._columns
+        counts: Counter[str] = Counter()
+        rejected: Counter[str] = Counter()
+        arrivals: list[tuple[int, float]] = []  # length of the columns after a message, its arrival
+        for message in messages:
+            if not decoder.is_wanted(message.topic):
+                counts["ignored"] += 1
+            elif message.retain:
+                counts["retained"] += 1
+            elif reason := decoder.decode(message.topic, message.payload, message.arrival, columns):
+                rejected[str(reason)] += 1
+                self._sparing.event(
+                    logging.INFO, "message rejected", per=str(reason), reason=str(reason), topic=message.topic
+                )
+            else:
+                counts["decoded"] += 1
+                arrivals.append((len(columns), message.arrival))
+        return counts, rejected, arrivals
+
+    def _batch(
+        self, now: float, senders: list[tuple[int, float]], rejected: Counter[str]
+    ) -> tuple[Batch, Float64, dict[str, int]]:
+        """The readings that reach the model, with the arrival of each; the others are added to `rejected`."""
+        columns, registry = self._columns, self._shard.registry
+        time, value = np.array(columns.time, np.float64), np.array(columns.value, np.float64)
+        ends = np.array([end for end, _ in senders], np.intp)
+        arrival = np.repeat(np.array([at for _, at in senders]), np.diff(ends, prepend=0)) if senders else np.empty(0)
+        future = time > now + self._max_future_seconds
+        out_of_range = ~future & (np.abs(value) > LARGEST_VALUE)
+        good = ~(future | out_of_range)
+        # A reading that is refused for its value or time must not found a series.
+        keys = columns.key if good.all() else [key for key, is_good in zip(columns.key, good, strict=True) if is_good]
+        slot = np.full(len(columns), FREE, np.int32)
+        slot[good] = registry.resolve(keys, now)
+        refused = {name: n - self._refused_before[name] for name, n in registry.refused.items()}
+        self._refused_before = dict(registry.refused)
+        for reason, n in (
+            ("future", int(future.sum())),
+            ("out_of_range", int(out_of_range.sum())),
+            *((f"admission_{name}", n) for name, n in refused.items()),
+        ):
+            if n:
+                rejected[reason] += n
+                self._sparing.event(logging.WARNING, "readings rejected", per=reason, reason=reason, readings=n)
+        rows = np.flatnonzero(slot != FREE)
+        flags = np.array(columns.flags, np.uint8)
+        return Batch(slot[rows], time[rows], value[rows], flags[rows]), arrival[rows], refused
+
+    def _take_mail(self) -> None:
+        adjustment, self._mailbox = self._mailbox, None
+        if adjustment is not None:
+            self._decoder = adjustment.decoder
+            self._silent = adjustment.silent
+            self._shard.detector.budget_per_series_month = adjustment.budget_per_series_month
+
+    def _sweep(self, started: float) -> None:
+        """What depends on the passing of time: silence, the table of series, gauges."""
+        self._swept_at = started
+        now = self._clock.now()
+        is_hearing = self._is_hearing()
+        if is_hearing and not self._was_hearing:
+            self._shard.listen_from(now)
+        self._was_hearing = is_hearing
+        if is_hearing and self._silent:
+            changes = self._shard.find_silent(now)
+            self._tell(changes, now)
+            for change in changes:
+                self._metrics.add("alarms_opened_total", 1, change.alarm.kind)
+        self._publish_touched(now)
+        self.table = self._series_table(now)
+        shard = self._shard
+        kinds = Counter(alarm.kind for alarm in self.alarms)
+        with self._metrics.lock:
+            self._metrics.set("series", len(shard.registry))
+            self._metrics.set("series_warming", shard.warming())
+            for kind in ("value", "silent"):
+                self._metrics.set("alarms_open", kinds[kind], kind)
+            self._metrics.set("last_progress_timestamp_seconds", now)
+
+    def _series_table(self, now: float) -> SeriesTable:
+        slots = self._shard.live(now, STALE_SECONDS)
+        latest = self._shard.detector.latest[slots]
+        score, value, expected, lower, upper = latest.T.copy()
+        key = self._shard.registry.key
+        return SeriesTable([key(slot) for slot in slots.tolist()], score, value, expected, lower, upper)
+
+    # --- Telling ---
+
+    def _tell(self, changes: list[Change], now: float) -> None:
+        """To the log and to MQTT."""
+        for change in changes:
+            alarm = change.alarm
+            level = logging.WARNING if change.what == "opened" else logging.INFO
+            if change.what != "updated":
+                event(
+                    log, level, f"alarm {change.what}", id=alarm.id, kind=alarm.kind, key=alarm.key, value=alarm.value,
+                    expected=alarm.expected, lower=alarm.lower, upper=alarm.upper, score=alarm.score, view=alarm.view,
+                )  # fmt: skip
+            self._send(outbox.alarm_event(self._instance, change))
+            if self._publish_series == "alarm":
+                if change.what == "closed":
+                    self._send(outbox.no_series_state(self._instance, alarm.key))
+                else:
+                    self._send(self._state_of_alarm(alarm))
+        if changes:
+            self.alarms = self._shard.open_alarms()
+
+    def _state_of_alarm(self, alarm: Alarm) -> outbox.Outgoing:
+        figures = {
+            name: number
+            for name in ("score", "value", "expected", "lower", "upper")
+            if (number := getattr(alarm, name)) is not None
+        }
+        state = "silent" if alarm.kind == "silent" else "alarm"
+        return outbox.series_state(
+            self._instance, alarm.key, state, time=alarm.updated_at, figures=figures, alarm=alarm
+        )
+
+    def _note_touched(self, slots: NDArray[np.int32]) -> None:
+        if self._publish_series == "all":
+            self._touched.update(slots.tolist())
+
+    def _publish_touched(self, now: float) -> None:
+        """With `publish_series = all`: the state of each series that has reported since the last sweep."""
+        shard = self._shard
+        for slot in self._touched:
+            score, value, expected, lower, upper = shard.detector.latest[slot].tolist()
+            alarm = shard.value_alarms.alarm_of(slot)
+            state = "alarm" if alarm else "warming" if np.isnan(score) else "normal"
+            figures = {"score": score, "value": value, "expected": expected, "lower": lower, "upper": upper}
+            self._send(
+                outbox.series_state(
+                    self._instance, shard.registry.key(slot), state, time=now, figures=figures, alarm=alarm
+                )
+            )
+        self._touched.clear()
+
+    def _send(self, message: outbox.Outgoing) -> None:
+        sent = self._publish(message)
+        self._metrics.add("publishes_total" if sent else "publishes_dropped_total")
+
+
+def _kinds(outcome: Outcome, what: str) -> dict[str, int]:
+    return dict(Counter(change.alarm.kind for change in outcome.changes if change.what == what))

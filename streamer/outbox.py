@@ -1,0 +1,68 @@
+"""What the daemon says over MQTT: alarms as events, series as retained state, both JSON. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from streamer.alarms import Change
+from streamer.readings import Alarm
+from streamer.topics import output_topic
+
+
+class Outgoing(NamedTuple):
+    """One message to publish."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+
+
+def alarm_event(instance: str, change: Change) -> Outgoing:
+    """`alarm/<key>`: what happened, and the whole alarm; numbers that are not finite are null."""
+    alarm = change.alarm
+    document = {"event": change.what, "topic": topic_of(alarm), "field": field_of(alarm)} | asdict(alarm)
+    document |= {"opened": _iso(alarm.opened_at), "closed": _iso(alarm.closed_at)}
+    return Outgoing(output_topic(instance, "alarm", alarm.key), _encode(document), retain=False)
+
+
+def series_state(
+    instance: str, key: str, state: str, *, time: float, figures: dict[str, float], alarm: Alarm | None
+) -> Outgoing:
+    """`series/<key>`: how a series stands; `figures` holds score, value, expected, lower, upper."""
+    document: dict[str, object] = {"key": key, "state": state, "time": time, **figures}
+    document["alarm"] = alarm.id if alarm else None
+    return Outgoing(output_topic(instance, "series", key), _encode(document), retain=True)
+
+
+def no_series_state(instance: str, key: str) -> Outgoing:
+    """Takes a retained state back: an empty retained message (MQTT 5, section 3.3.1.3)."""
+    return Outgoing(output_topic(instance, "series", key), b"", retain=True)
+
+
+def topic_of(alarm: Alarm) -> str:
+    """The MQTT topic that the series comes from."""
+    return alarm.key.partition("#")[0]
+
+
+def field_of(alarm: Alarm) -> str:
+    """The field path in the payload; empty for a bare number, `*` for a whole device."""
+    return alarm.key.partition("#")[2]
+
+
+def _iso(time: float | None) -> str | None:
+    if time is None:
+        return None
+    try:
+        return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):  # an event time outside the years 1 to 9999
+        return None
+
+
+def _encode(document: dict[str, object]) -> bytes:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in document.items()}
+    return msgspec.json.encode(finite)

@@ -1,0 +1,261 @@
+"""`streamer replay`: files of readings through the very same shard as the daemon's, by event time, at full speed.
+
+Causal: the score of a reading uses nothing that comes later. Each file is a device of its own; the files of one run stand
+side by side, and the k-th rows of all of them make one batch, since series are independent of each other.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, TextIO
+
+import numpy as np
+
+from models import calibration
+from streamer.engine import LARGEST_VALUE
+from streamer.errors import InputError
+from streamer.readings import Batch, Float64, Scores
+from streamer.registry import Registry
+from streamer.shard import Shard
+
+
+class Writer(Protocol):
+    """What `csv.writer` gives; its own type has no public name."""
+
+    def writerow(self, row: Iterable[object], /) -> object: ...
+
+
+COLUMNS = ("time", "series", "value", "expected", "lower", "upper", "score", "alarm")
+JOINT = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of an input file: its time as it was written and in epoch seconds, and its readings left to right."""
+
+    text: str
+    time: float
+    names: Sequence[str]
+    values: Sequence[float | None]
+    """None: an empty cell"""
+
+
+# --- Reading ---
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a CSV or Parquet file. Raises InputError, which names the file and the line."""
+    lines = _parquet_lines(path) if path.suffix == ".parquet" else _csv_lines(path)
+    number, header = next(lines, (0, []))
+    if not header or header[0].strip() != "time":
+        found = ",".join(header)[:80] or "nothing"
+        raise InputError(f"{path}: found {found!r} as its first line; expected time,<name>,... or time,series,value")
+    names = [name.strip() for name in header]
+    is_long = names == ["time", "series", "value"]
+    if not is_long:
+        _check_names(path, names[1:])
+    for number, cells in lines:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(names):
+            raise InputError(
+                f"{path}, line {number}: found {len(cells)} cells; expected {len(names)}, as in the header"
+            )
+        place = f"{path}, line {number}"
+        time = _time(cells[0], place)
+        if is_long:
+            _check_names(place, [cells[1].strip()])
+            yield Row(cells[0], time, [cells[1].strip()], [_value(cells[2], place)])
+        else:
+            yield Row(cells[0], time, names[1:], [_value(cell, place) for cell in cells[1:]])
+
+
+def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            for cells in reader:
+                yield reader.line_num, cells
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+
+
+def _parquet_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(f"{path}: Parquet needs pyarrow: pip install 'anomaly-streamer[parquet]'") from error
+    try:
+        file = parquet.ParquetFile(path)
+        yield 1, list(file.schema_arrow.names)
+        number = 1
+        for batch in file.iter_batches():
+            for record in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                number += 1
+                yield number, [_cell(value) for value in record]
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _check_names(place: Path | str, names: list[str]) -> None:
+    for name in names:
+        if not name or name == JOINT:
+            raise InputError(
+                f"{place}: found {name!r} as the name of a series; expected one that is not empty and not *"
+            )
+    if len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise InputError(f"{place}: found {', '.join(twice)} more than once; expected a name for each series")
+
+
+def _time(cell: str, place: str) -> float:
+    """Epoch seconds or ISO 8601; without a zone it is UTC."""
+    try:
+        time = float(cell)
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(cell.strip())
+            time = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            time = math.nan
+    if not math.isfinite(time):
+        raise InputError(f"{place}: found {cell[:40]!r} as a time; expected epoch seconds or ISO 8601")
+    return time
+
+
+def _value(cell: str, place: str) -> float | None:
+    if not cell.strip():
+        return None
+    try:
+        return float(cell)
+    except ValueError:
+        raise InputError(f"{place}: found {cell[:40]!r}; expected a number or an empty cell") from None
+
+
+# --- Scoring ---
+
+
+def replay(files: list[Path], shard: Shard, outputs: list[TextIO], *, device_score: bool) -> dict[str, int]:
+    """Scores the files side by side and writes one output each. Returns counts: readings, scored, alarms."""
+    writers = [csv.writer(output, lineterminator="\n") for output in outputs]
+    for writer in writers:
+        writer.writerow(COLUMNS)
+    sources: dict[int, Iterator[Row]] = {index: read_rows(path) for index, path in enumerate(files)}
+    counts = {"readings": 0, "scored": 0, "alarms": 0}
+    while sources:
+        rows: dict[int, Row] = {}
+        for index in list(sources):
+            row = next(sources[index], None)
+            if row is None:
+                del sources[index]
+            else:
+                rows[index] = row
+        if rows:
+            _step(shard, rows, writers, counts, device_score=device_score)
+    return counts
+
+
+def _step(
+    shard: Shard, rows: dict[int, Row], writers: list[Writer], counts: dict[str, int], *, device_score: bool
+) -> None:
+    """One row of every file that has one left."""
+    cells = [(i, k) for i, row in rows.items() for k, value in enumerate(row.values) if value is not None]
+    keys = [f"{i}#{rows[i].names[k]}" for i, k in cells]
+    time = np.array([rows[i].time for i, _ in cells])
+    value = np.array([rows[i].values[k] for i, k in cells], np.float64)
+    good = np.flatnonzero(np.isfinite(value) & (np.abs(value) <= LARGEST_VALUE))
+    slot = shard.registry.resolve([keys[row] for row in good.tolist()], 0.0)
+    batch = Batch(slot, time[good], value[good], np.zeros(len(good), np.uint8))
+    outcome = shard.process(batch, max(row.time for row in rows.values()))
+    place = dict(zip(good.tolist(), range(len(good)), strict=True))
+    counts["readings"] += len(cells)
+    counts["scored"] += int((~np.isnan(outcome.scores.score)).sum())
+    counts["alarms"] += sum(change.what == "opened" for change in outcome.changes)
+
+    at = 0
+    for i, row in rows.items():
+        verdicts: list[int] = []
+        for k, cell in enumerate(row.values):
+            if cell is None:
+                continue
+            verdict = place.get(at)
+            at += 1
+            if verdict is None:
+                writers[i].writerow((row.text, row.names[k], repr(cell), "", "", "", "", ""))
+                continue
+            verdicts.append(verdict)
+            alarm = shard.value_alarms.alarm_of(int(slot[verdict]))
+            writers[i].writerow(
+                (row.text, row.names[k], repr(cell), *_figures(outcome.scores, verdict), alarm.id if alarm else "")
+            )
+        if device_score:
+            joint = calibration.joint_score(outcome.scores.score[verdicts], outcome.strictness[verdicts])
+            alarms = [shard.value_alarms.alarm_of(int(slot[v])) for v in verdicts]
+            first = next((alarm.id for alarm in alarms if alarm), "")
+            writers[i].writerow((row.text, JOINT, "", "", "", "", _number(joint), first))
+
+
+def _figures(scores: Scores, row: int) -> tuple[str, str, str, str]:
+    """Expected, lower, upper, score of a row."""
+    columns: tuple[Float64, ...] = (scores.expected, scores.lower, scores.upper, scores.score)
+    expected, lower, upper, score = (_number(float(column[row])) for column in columns)
+    return expected, lower, upper, score
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
+
+
+# --- The command ---
+
+
+def _open(output: Path | None, path: Path, *, many: bool) -> AbstractContextManager[TextIO]:
+    """Where the scores of one file go."""
+    if output is None:
+        if many:
+            raise InputError("found several files; expected --output OUT, the folder for their scores")
+        return nullcontext(sys.stdout)
+    target = output / f"{path.stem}.csv" if many else output
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.open("w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def replay_command(
+    files: list[Path],
+    output: Path | None,
+    make_shard: Callable[[Registry], Shard],
+    max_series: int,
+    *,
+    device_score: bool,
+) -> int:
+    """Replays to a file, to a folder for several files, or to standard output. Progress and counts go to stderr."""
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"{path}: found no such file; expected CSV or Parquet")
+    if len(files) > 1 and len({path.stem for path in files}) != len(files):
+        raise InputError("found two files of one name; expected different names, since each names its output")
+    shard = make_shard(Registry(max_series, math.inf, math.inf))
+    with ExitStack() as stack:
+        outputs: list[TextIO] = []
+        for path in files:
+            outputs.append(stack.enter_context(_open(output, path, many=len(files) > 1)))
+        counts = replay(files, shard, outputs, device_score=device_score)
+    print(", ".join(f"{name} {count}" for name, count in counts.items()), file=sys.stderr)
+    return 0

@@ -1,0 +1,162 @@
+"""The shard: all state of a set of series, and what a batch of readings or the passing of time does to it.
+
+Shared-nothing and silent: readings in, verdicts and changes of alarms out. The daemon and `replay` drive the same one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.weights import Weights
+from streamer.alarms import Change, SavedIncident, SilenceAlarms, ValueAlarms
+from streamer.clock import Cadence
+from streamer.detector import Detector, no_scores, waves
+from streamer.readings import Alarm, Batch, Float64, Int32, Scores
+from streamer.registry import Registry, RegistryState
+
+
+class Outcome(NamedTuple):
+    """What a batch came to."""
+
+    scores: Scores
+    """row by row"""
+    strictness: Float64
+    """(n,): -log10 of the tail probability that is a score of 1; NaN where there is no forecast"""
+    changes: list[Change]
+
+
+class State(NamedTuple):
+    """All of a shard, copied: what a snapshot keeps."""
+
+    arrays: dict[str, NDArray[np.generic]]
+    """by name, one row a slot"""
+    rest: dict[str, object]
+    """registry and open alarms, as JSON can hold them"""
+
+
+class _Rest(msgspec.Struct):
+    """The part of a state that is no array."""
+
+    weights_sha256: str
+    registry: RegistryState
+    value_alarms: list[SavedIncident]
+    silence_alarms: list[SavedIncident]
+
+
+class Shard:
+    """Registry, detector, cadence and alarms of up to `max_series` series. Owned by one thread."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        weights: Weights,
+        max_series: int,
+        *,
+        budget_per_series_month: float,
+        device: str = "cpu",
+    ) -> None:
+        self.registry = registry
+        self._weights_sha256 = weights.sha256
+        self._max_series = max_series
+        self.detector = Detector(weights, max_series, budget_per_series_month=budget_per_series_month, device=device)
+        self.cadence = Cadence(max_series)
+        self.value_alarms = ValueAlarms(max_series)
+        self.silence_alarms = SilenceAlarms(max_series)
+
+    def process(self, batch: Batch, now: float) -> Outcome:
+        """Scores and learns a batch that has come `now` (epoch seconds); no slot may be negative."""
+        scores, strictness = no_scores(len(batch)), np.full(len(batch), np.nan)
+        changes: list[Change] = []
+        for rows in waves(batch.slot):
+            part, wave = self.detector.score(batch[rows])
+            step = self.value_alarms.step(wave, part, self.registry.key)
+            self.detector.learn(part, wave, step.normal)
+            for peak in step.peaks:
+                self.detector.calibration.learn_peak(peak.slot, peak.views)
+            self.cadence.observe(wave.slots, wave.elapsed, now, ~self.silence_alarms.is_silent(wave.slots))
+            changes += step.changes
+            changes += self.silence_alarms.heard(wave.slots, now)
+            scores.put(rows, part)
+            strictness[rows[wave.rows]] = wave.strictness
+        return Outcome(scores, strictness, changes)
+
+    def find_silent(self, now: float) -> list[Change]:
+        """Opens alarms for the series and devices that are overdue `now`."""
+        count = self.registry.rows
+        return self.silence_alarms.sweep(
+            now,
+            self.cadence.quiet_seconds(count, now),
+            self.cadence.allowed_seconds(count, now),
+            self.cadence.arrival(count),
+            self.registry.devices,
+            self.registry.key,
+            self.registry.device_key,
+        )
+
+    def listen_from(self, now: float) -> None:
+        """Silence is counted from `now` on at the earliest: the daemon has not heard before."""
+        self.cadence.listening_since = now
+
+    def open_alarms(self) -> list[Alarm]:
+        """Of every kind."""
+        return self.value_alarms.open_alarms() + self.silence_alarms.open_alarms()
+
+    def warming(self) -> int:
+        """How many series have no verdict yet."""
+        count = self.registry.rows
+        return int((self.detector.is_warming(count) & (self.registry.devices >= 0)).sum())
+
+    def evict(self, slots: NDArray[np.intp], now: float) -> list[Change]:
+        """Forgets these series; their alarms close."""
+        changes = self.value_alarms.evict(slots) + self.silence_alarms.evict(slots, now)
+        self.registry.evict(slots.astype(np.int32))
+        self.detector.evict(slots)
+        self.cadence.evict(slots)
+        return changes
+
+    def live(self, now: float, stale_seconds: float) -> Int32:
+        """Slots of the series that have reported within `stale_seconds`, or within what their cadence allows."""
+        count = self.registry.rows
+        allowed = self.cadence.allowed_seconds(count, now)
+        allowed = np.where(np.isfinite(allowed), np.maximum(allowed, stale_seconds), stale_seconds)
+        fresh = now - self.cadence.arrival(count) <= allowed
+        return np.flatnonzero(fresh & (self.registry.devices >= 0)).astype(np.int32)
+
+    def export(self) -> State:
+        """A copy of everything, in the order of the slots."""
+        count = self.registry.rows
+        arrays = self.detector.export(count) | {"cadence": self.cadence.rows[:count].copy()}
+        rest = _Rest(
+            self._weights_sha256, self.registry.state(), self.value_alarms.state(), self.silence_alarms.state()
+        )
+        return State(arrays, msgspec.to_builtins(rest))
+
+    def restore(self, state: State) -> str | None:
+        """Becomes what `export` saw; for a shard that has met no reading. None, or what had to be left behind.
+
+        State that other weights have made is not used: (h, c) and the calibration begin anew under these, the running
+        statistics stay. Raises ValueError if the state is not one of this shard's kind; then nothing is taken.
+        """
+        try:
+            rest = msgspec.convert(state.rest, _Rest)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"the state is not of this kind: {error}") from error
+        count = len(rest.registry.keys)
+        if count > self._max_series:
+            raise ValueError(f"the state holds {count} series, limits.max_series allows {self._max_series}")
+        self.detector.check(state.arrays, count)
+        arrays, left_behind = dict(state.arrays), None
+        if rest.weights_sha256 != self._weights_sha256:
+            for name in ("recurrent", "calibration"):
+                arrays.pop(name)
+            left_behind = "the hidden states and the calibration: other weights had made them"
+        self.registry.restore(rest.registry)
+        self.detector.restore(arrays)
+        self.cadence.rows[:count] = arrays["cadence"]
+        self.value_alarms.restore(rest.value_alarms)
+        self.silence_alarms.restore(rest.silence_alarms)
+        return left_behind
