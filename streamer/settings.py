@@ -238,7 +238,7 @@ class Mqtt(_Table):
     )
     linger_ms: int = _set(
         2,
-        "How long the engine waits for more messages before a turn, which saves work.",
+        "The longest wait for more messages after a few have come, which saves work.",
         lower=0,
         upper=1000,
         unit="ms",
@@ -414,7 +414,7 @@ class State(_Table):
     )
     snapshot_seconds: int = _set(
         300,
-        "How often state is written; what lies between is read again from the journal.",
+        "How often state is written while running; after a crash the series go on from there.",
         lower=1,
         upper=86_400,
         unit="s",
