@@ -35,7 +35,7 @@ class ExplainedReading:
     time: float
     """epoch seconds"""
     time_origin: str
-    """the field that holds the time, or `arrival`"""
+    """path of the field that holds the time, or `arrival`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def explain(decoder: Decoder, topic: str, payload: bytes, arrival: float) -> Exp
     rejection = decoder.decode(topic, payload, arrival, columns, trace)
     source = decoder.source(topic)
     readings = tuple(
-        ExplainedReading(key, decoder.device(key), value, time, origin)
+        ExplainedReading(key, decoder.device(key), value, time, origin.removeprefix(source.root.prefix))
         for key, value, time, origin in zip(columns.key, columns.value, columns.time, trace.origins, strict=True)
     )
     wanted = decoder.is_wanted(topic)
@@ -132,4 +132,4 @@ def _moment(time: float) -> str:
 
 
 def _printable(topic: str) -> str:
-    return topic.encode(errors="backslashreplace").decode()
+    return "".join(character if character.isprintable() else f"\\u{ord(character):04x}" for character in topic)

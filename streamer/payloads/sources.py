@@ -15,7 +15,6 @@ from streamer.payloads.times import TIME_RANK
 
 _ENTRY_BYTES = 250  # a key's string object, its share of a dict, the name; by measurement
 _SOURCE_BYTES = 700  # a Source, its root Node and their dicts; by measurement
-_TOPIC_BYTES = 1 << 18  # what one topic may hold; 256 fields of 100 characters take a third
 
 
 class Node:
@@ -72,6 +71,7 @@ class Sources:
         self._rules = rules
         self._zone = zone
         self._generation_bytes = cache_bytes // 2
+        self._topic_bytes = cache_bytes // 16  # one topic cannot push out all others
         self.young: dict[str, Source] = {}
         """for a look-up without a call; `get` finds what is missing here"""
         self._old: dict[str, Source] = {}
@@ -125,7 +125,7 @@ class Sources:
 
     def _account(self, source: Source, text_bytes: int) -> None:
         cost = _ENTRY_BYTES + 2 * text_bytes
-        if source.cached_bytes > _TOPIC_BYTES:  # names that change with every message: start afresh
+        if source.cached_bytes > self._topic_bytes:  # names that change with every message: start afresh
             source.root = Node(source.topic + "#")
             source.heads = {}
             source.cached_bytes = _SOURCE_BYTES + 3 * len(source.topic)

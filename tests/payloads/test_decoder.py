@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
 from streamer.errors import SettingsError
-from streamer.payloads import Columns, Decoder, Rejection, Rule
+from streamer.payloads import FORMATS, Columns, Decoder, Rejection, Rule
+from streamer.payloads.times import TIME_RANK
+from streamer.payloads.words import WORDS
 from tests.payloads.reading import ARRIVAL, columns, read, refusal, values
 
 TASMOTA = '{"Time":"2017-02-16T10:13:52","DS18B20":{"Id":"01131B1234","Temperature":20.6},"TempUnit":"C"}'
@@ -314,3 +318,16 @@ def test_hostile_topics_and_names_do_not_grow_memory() -> None:
         tracemalloc.stop()
     assert decoder.cached_bytes <= 1 << 20
     assert used < 3 << 20
+
+
+def test_the_documentation_has_every_reason() -> None:
+    """docs/payloads.md lists what is counted, and nothing else."""
+    text = (Path(__file__).parents[2] / "docs" / "payloads.md").read_text()
+    table = text.partition("## Rejections")[2].partition("## New series")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [reason.value for reason in Rejection]
+    formats = text.partition("## Formats")[2].partition("## Rules")[0]
+    assert {"auto", *re.findall(r"^\| `(\w+)` \|", formats, re.MULTILINE)} == set(FORMATS)
+    words = text.partition("**Words**")[2].partition("Availability")[0]
+    assert {word for word in WORDS if word.islower()} <= set(re.findall(r"\w+", words))
+    times = text.partition("Names of time fields")[2].partition("also written")[0]
+    assert {name for name in TIME_RANK if name.islower() and "_" in name} <= set(re.findall(r"[@\w]+", times))

@@ -1,0 +1,74 @@
+"""What a person reads about one message."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from streamer.payloads import Decoder, Rule, explain
+from tests.payloads.reading import ARRIVAL
+
+
+def test_text() -> None:
+    """Rule, levels, format, series, value, time and its origin, device, and what was left out."""
+    decoder = Decoder(rules=(Rule("plant/{line}/{device}", device="{line}/{device}"),))
+    found = explain(decoder, "plant/1/press", b'{"ts":1700000060,"x":{"a":1.5},"b":NaN}', ARRIVAL)
+    assert found.text().splitlines() == [
+        "topic     plant/1/press",
+        "rule      plant/{line}/{device}  (line=1, device=press)",
+        "format    json",
+        "series    plant/1/press#x.a = 1.5",
+        "          at 2023-11-14T22:14:20.000Z (ts), device 1/press",
+        "left out  1 x not_finite",
+        "advice    NaN and Infinity are no measurements; leave the field out while there is no value.",
+    ]
+
+
+def test_json() -> None:
+    """msgspec writes it as it stands."""
+    found = explain(Decoder(), "t", b"21.5", ARRIVAL)
+    assert msgspec.json.decode(msgspec.json.encode(found)) == {
+        "topic": "t",
+        "wanted": True,
+        "rule": None,
+        "levels": {},
+        "format": "number",
+        "readings": [{"key": "t", "device": "t", "value": 21.5, "time": ARRIVAL, "time_origin": "arrival"}],
+        "rejected": {},
+        "rejection": None,
+        "advice": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (b"{'a': 1}", "json.dumps"),
+        (b"21.5 C", "without its unit"),
+        (b'{"a":"21.5"}', "value_field"),
+        (b"\xff\xfe", "binary"),
+        (b"hello", "input.exclude"),
+        (b"[" * 17 + b"1" + b"]" * 17, "max_depth"),
+    ],
+)
+def test_advice_fits_the_payload(payload: bytes, said: str) -> None:
+    """It names what would help."""
+    assert said in (explain(Decoder(), "t", payload, ARRIVAL).advice or "")
+
+
+def test_unwanted_topics_say_so() -> None:
+    """How it would be read is shown all the same."""
+    found = explain(Decoder(exclude=("t",)), "t", b"1", ARRIVAL)
+    assert not found.wanted
+    assert found.readings
+    assert "wanted    no" in found.text()
+    assert "exclude" in (found.advice or "")
+
+
+def test_a_topic_of_any_characters_can_be_shown() -> None:
+    """Half a surrogate pair and a line feed break neither the text nor the JSON."""
+    found = explain(Decoder(), "a\ud800\nb", b"1", ARRIVAL)
+    assert found.rejection == "bad_topic"
+    assert msgspec.json.encode(found)
+    assert found.text().encode()
+    assert len(found.text().splitlines()) == 3
