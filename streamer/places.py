@@ -77,6 +77,8 @@ class Layer:
     places: dict[str, str] = field(default_factory=dict)
     """dotted name -> where it was found"""
     problems: list[str] = field(default_factory=list)
+    is_secret: bool = False
+    """no refusal may repeat a value: a password may lie under the wrong name"""
 
     def put(self, name: str, value: object, place: str) -> None:
         table = self.values
@@ -106,14 +108,17 @@ class Known:
 
     def closest(self, name: str) -> str:
         """The known dotted name that is most like `name`; one that exists in another table comes first."""
-        last = name.rsplit(".", 1)[-1]
-        moved = [known for known in self.settings if known.rsplit(".", 1)[-1] == last]
-        return closest(name, moved or [*self.settings, *sorted(self.tables)])
+        return closest(name, self._moved(name) or [*self.settings, *sorted(self.tables)])
 
     def closest_variable(self, name: str) -> str:
         """The known environment variable that is most like `name`."""
-        names = [variable(known) for known in [*self.settings, *sorted(self.tables)]]
-        return closest(name.upper(), [*names, CONFIG_VARIABLE, SECRETS_VARIABLE])
+        moved = self._moved(name.upper().removeprefix(PREFIX).lower().replace("__", "."))
+        names = [variable(known) for known in moved or [*self.settings, *sorted(self.tables)]]
+        return closest(name.upper(), names if moved else [*names, CONFIG_VARIABLE, SECRETS_VARIABLE])
+
+    def _moved(self, name: str) -> list[str]:
+        """The settings that have the same last name, in whatever table."""
+        return [known for known in self.settings if known.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
 
 
 def closest(name: str, names: Sequence[str]) -> str:
@@ -214,7 +219,7 @@ def read_secrets(folder: Path, known: Known, *, strict: bool, used: Container[Pa
     a certificate that a setting points to. Another unknown name is a problem if `strict`; else only if it looks like
     a setting misspelt, since systemd puts every credential of a service there, not only ours.
     """
-    layer = Layer()
+    layer = Layer(is_secret=True)
     try:
         files = sorted(folder.iterdir())
     except OSError as error:
@@ -228,6 +233,9 @@ def read_secrets(folder: Path, known: Known, *, strict: bool, used: Container[Pa
             near = known.closest(name)
             if strict or difflib.SequenceMatcher(None, name, near).ratio() >= CLOSE:
                 layer.problems.append(f"{file}: no such setting; the closest known name is {near}")
+        elif known.settings[name].path:
+            # Mostly a password under the wrong name, mqtt.password_file: as a path it would show in a refusal.
+            layer.problems.append(f"{file}: a path is no secret; expected the secret itself, such as mqtt.password")
         elif name in layer.places:
             layer.problems.append(f"{file}: {name} is already said by {layer.places[name]}; expected one of the two")
         else:
@@ -235,8 +243,7 @@ def read_secrets(folder: Path, known: Known, *, strict: bool, used: Container[Pa
             if problem:
                 layer.problems.append(f"{file}: {problem}")
             else:
-                _put_text(layer, known, name, text, str(file), secret=True)
-    _anchor(layer, known, folder.absolute())
+                _put_text(layer, known, name, text, str(file))
     return layer
 
 
@@ -268,6 +275,11 @@ def read_environment(environ: Mapping[str, str], known: Known) -> Layer:
             layer.problems.append(
                 f"environment: {found}: no setting: Kubernetes injects this name for a Service whose name begins with "
                 f"`streamer`; set enableServiceLinks: false in the pod, or rename the Service"
+                + (
+                    ""
+                    if "SERVICE" in found or "://" in text or "_PORT_" in found
+                    else f"; as a setting it would be {near}"
+                )
             )
         else:
             layer.problems.append(f"environment: {found}: no such setting; the closest known name is {near}")
@@ -307,10 +319,10 @@ def read_overrides(overrides: Sequence[str], known: Known) -> Layer:
     return layer
 
 
-def _put_text(layer: Layer, known: Known, name: str, text: str, place: str, *, secret: bool = False) -> None:
+def _put_text(layer: Layer, known: Known, name: str, text: str, place: str) -> None:
     """Turn a text into the kind of value that its setting wants, and put it into the layer."""
     setting = known.settings.get(name)
-    found = "a hidden value" if secret else shown(text)
+    found = "a hidden value" if layer.is_secret else shown(text)
     if setting is None:
         table = _parse(text)
         if isinstance(table, dict):
@@ -319,7 +331,7 @@ def _put_text(layer: Layer, known: Known, name: str, text: str, place: str, *, s
             layer.problems.append(
                 f'{place}: found {found}; expected a table in TOML or JSON, such as {{key = "value"}}'
             )
-    elif setting.kind is Kind.HIDDEN and not secret:
+    elif setting.kind is Kind.HIDDEN and not layer.is_secret:
         layer.problems.append(f"{place}: {SECRETS_ONLY}")
     else:
         value = _coerce(setting, text)

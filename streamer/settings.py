@@ -705,13 +705,15 @@ def _unreadable(said: Sequence[Layer], known: Known) -> Iterator[str]:
 def _refusals(error: ValidationError, said: Sequence[Layer], known: Known) -> Iterator[str]:
     """Pydantic's errors in an operator's words; `loc` leads back to the place."""
     rule_keys = {setting.name: setting for setting in reference(Rule)}
+    secret_places = {place for layer in said if layer.is_secret for place in layer.places.values()}
     for detail in error.errors(include_url=False):
         name, within = _split(detail["loc"], known)
         place = _place(said, name) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in within)
         setting = known.settings.get(name)
         key = rule_keys.get(str(within[1])) if len(within) > 1 else None
         expected = detail.get("ctx", {}).get("error")
-        hidden = setting is not None and setting.kind is Kind.HIDDEN
+        exact = places.effective(said, name)[1]
+        hidden = (setting is not None and setting.kind is Kind.HIDDEN) or exact in secret_places
         found = "a hidden value" if hidden else places.shown(detail["input"])
         if setting is None or (expected is not None and len(within) == 1 and setting.kind is Kind.TABLES):
             # Settings that contradict each other: the text says what was found.

@@ -44,8 +44,8 @@ as a whole.
   also `yes`, `no`, `on`, `off`, `1`, `0`.
 - **Lists and tables** are written in TOML or JSON everywhere: `--set 'mqtt.subscribe=["plant/#", "lab/#"]'`,
   `STREAMER_MQTT__TLS='{{"enabled": true}}'`. A setting of its own is stronger than the table that holds it.
-- **Paths** may be relative: in a TOML file to its folder, in the secrets directory to that, else to the working
-  directory. `~/` is the home directory.
+- **Paths** may be relative: in a TOML file to its folder, elsewhere to the working directory. `~/` is the home
+  directory. A path is no secret: the secrets directory does not take one.
 - **Files in the secrets directory** are named like the setting, with a dot or with `__`, as systemd's `LoadCredential`,
   Docker and Kubernetes mount them. The text of the file is the value; one line break at its end does not count.
 - **The password of the broker** is the text of the file `mqtt.password` there, or of the file that `mqtt.password_file`

@@ -208,6 +208,11 @@ def test_the_password_is_never_shown(tmp_path: Path) -> None:
     (tmp_path / "mqtt.password").write_text("s3cret")
     (tmp_path / "mqtt.port").write_text("s3cret")
     assert "s3cret" not in "".join(refused(secrets=tmp_path))
+    (tmp_path / "mqtt.port").unlink()
+    (tmp_path / "mqtt.host").write_text("s3cret s3cret")
+    assert "s3cret" not in "".join(refused(secrets=tmp_path))
+    (tmp_path / "mqtt.host").rename(tmp_path / "mqtt.password_file")
+    assert "s3cret" not in "".join(refused(secrets=tmp_path))
 
 
 @pytest.mark.parametrize("name", ["file", "environment", "option", "table"])
@@ -315,6 +320,9 @@ def test_names_that_kubernetes_injects_are_named_as_such() -> None:
 
 def test_a_missing_underscore_is_no_service() -> None:
     """STREAMER_HTTP_PORT=9479 is the setting misspelt: a Service's link would be a URL."""
+    (problem,) = refused(environ={"STREAMER_PORT": "9479"})
+    assert "Kubernetes" in problem
+    assert problem.endswith(("as a setting it would be STREAMER_HTTP__PORT", "STREAMER_MQTT__PORT"))
     (problem,) = refused(environ={"STREAMER_HTTP_PORT": "9479"})
     assert problem.endswith("the closest known name is STREAMER_HTTP__PORT")
 
