@@ -184,7 +184,7 @@ def evaluate(model: Forecaster, batch: tbptt.Sequences) -> dict[str, float]:
     head, _ = model(batch.inputs)
     flat = batch.mask
     forecast = mixture.unpack(head[flat].numpy(), batch.previous[flat].numpy(), batch.step[flat].numpy())
-    median = mixture.quantiles(forecast, (0.5,))[:, 0]
+    median = mixture.quantiles(forecast)[:, 1]
     y = batch.y[flat].numpy()
     return {
         "log_loss": float(loss),

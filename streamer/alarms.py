@@ -221,8 +221,10 @@ class SilenceAlarms:
 
     def heard(self, slots: NDArray[np.intp], now: float) -> list[Change]:
         """Closes the alarms of series that report again."""
-        changes = []
-        for serial in set(self._incident_of[slots].tolist()) - {-1}:
+        changes: list[Change] = []
+        if not self._open:
+            return changes
+        for serial in sorted(set(self._incident_of[slots].tolist()) - {-1}):
             alarm, members = self._open.pop(serial)
             self._incident_of[members] = -1
             changes.append(Change("closed", replace(alarm, updated_at=now, closed_at=now)))
