@@ -7,14 +7,10 @@ Every command imports what it needs when it runs: a refusal comes at once, and m
 from __future__ import annotations
 
 import argparse
-import http.client
-import importlib.metadata
 import json
 import os
-import platform
 import sys
 import time
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -198,6 +194,9 @@ def _bench(arguments: Arguments) -> int:
 
 
 def _version(arguments: Arguments) -> int:
+    import importlib.metadata
+    import platform
+
     versions: dict[str, str] = {}
     for name in (DISTRIBUTION, "torch", "numpy", "paho-mqtt"):
         try:
@@ -294,6 +293,8 @@ def _check_tls(settings: Settings) -> str:
 
 
 def _health(arguments: Arguments) -> int:
+    import http.client
+
     host, port = _address(arguments)
     connection = http.client.HTTPConnection(host, port, timeout=HEALTH_TIMEOUT_SECONDS)
     try:
@@ -312,6 +313,8 @@ def _health(arguments: Arguments) -> int:
 def _address(arguments: Arguments) -> tuple[str, int]:
     """Where the daemon serves HTTP; one that listens on every address is asked on loopback."""
     if arguments.url:
+        import urllib.parse
+
         url = urllib.parse.urlsplit(arguments.url)
         try:
             host, port = url.hostname, url.port or 80
