@@ -241,7 +241,7 @@ class Metrics:
             for reason, count in zip(Unscored, turn.verdicts.tolist(), strict=True):
                 if reason is Unscored.SCORED:
                     self.add("readings_scored_total", count)
-                else:
+                elif count:
                     self.add("readings_unscored_total", count, reason.name.lower())
             self._add_each("readings_rejected_total", turn.readings_rejected)
             self.set("readings_pending", turn.pending)
@@ -251,7 +251,8 @@ class Metrics:
             self.add("turns_total")
             self._histograms["turn_seconds"].observe(turn.seconds)
             self._histograms["turn_readings"].observe(turn.readings)
-            self._histograms["scored_latency_seconds"].observe_many(turn.latency_seconds)
+            if len(turn.latency_seconds):
+                self._histograms["scored_latency_seconds"].observe_many(turn.latency_seconds)
             self.set("last_progress_timestamp_seconds", turn.finished_at)
 
     def snapshot(self, result: Literal["ok", "failed"], seconds: float, size_bytes: int, finished_at: float) -> None:

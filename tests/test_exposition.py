@@ -121,6 +121,19 @@ def test_both_parsers_read_back_what_was_written(keys: list[str]) -> None:
                 assert labels == (key.partition("#")[0], key.partition("#")[2])
 
 
+def test_no_label_has_a_character_that_ends_a_line_or_controls_a_terminal() -> None:
+    """Somebody reads /metrics with curl."""
+    every = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0xD800, 0xDFFF]))
+    text = write([f"{every}#{every}"])
+    assert len(text.splitlines()) == text.count("\n")
+    assert text.replace("\n", "").isprintable()
+
+
+def test_keys_that_differ_only_in_what_cannot_be_written_stay_two() -> None:
+    """Each ends in the digest of what it really is."""
+    assert len(samples(parse_text(write(["\ud800", "\ud801", "\ufffd", "\0", "a#", "a"])))["streamer_y"]) == 6
+
+
 def test_a_key_that_imitates_the_digest_of_another_gets_its_own() -> None:
     """A sensor can't take the labels of somebody whose name had to be shortened."""
     victim = samples(parse_text(write(["nul\0byte"])))["streamer_y"]

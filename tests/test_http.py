@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.client
+import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 
 import numpy as np
 import pytest
@@ -141,7 +143,9 @@ def test_head_has_the_headers_of_get_and_no_body() -> None:
     """What a monitor asks that only wants to know."""
     with running(Daemon().server()) as server:
         got, head = ask(server.port, "/metrics"), ask(server.port, "/metrics", "HEAD")
-    assert (head.status, head.body) == (200, b"")
+        whole = exchange(server.port, b"HEAD /metrics HTTP/1.1\r\n\r\n")
+        assert whole.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert whole.endswith(b"\r\n\r\n")
     assert head.headers["Content-Length"] == got.headers["Content-Length"] == "14"
 
 
@@ -160,7 +164,7 @@ def test_every_answer_is_guarded_and_names_no_version(path: str) -> None:
 def test_a_large_body_of_a_refused_request_does_not_take_the_answer_with_it() -> None:
     """The client reads 405, not a reset connection."""
     with running(Daemon().server()) as server:
-        assert ask(server.port, "/metrics", "POST", body=b"x" * 500_000).status == 405
+        assert ask(server.port, "/metrics", "POST", body=b"x" * 8_000_000).status == 405
 
 
 @pytest.mark.parametrize(
@@ -376,6 +380,67 @@ def test_a_hundred_slow_clients_do_not_stall_a_scrape() -> None:
                 with contextlib.suppress(ConnectionError):
                     client.sendall(b"E")
             assert threading.active_count() <= threads_before + 1 + Limits().threads
+
+
+def test_the_oldest_connection_makes_room() -> None:
+    """Not the newest: that one may be a scrape."""
+    with running(Daemon().server(limits=Limits(connections=2))) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(server.port)) for _ in range(3)]
+        assert clients[0].recv(1) == b""
+        for client in clients[:0:-1]:
+            client.sendall(b"GET /-/healthy HTTP/1.1\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_threads_are_bounded_even_when_they_do_not_hear_that_they_made_room() -> None:
+    """Clients that ask for what takes long, and ask again, get no more threads than the limit."""
+    asked = threading.Semaphore(0)
+    go_on = threading.Event()
+
+    def render(_: str) -> tuple[bytes, str]:
+        asked.release()
+        assert go_on.wait(10)
+        return b"streamer_up 1\n", "text/plain"
+
+    limits = Limits(connections=1, threads=2)
+    server = Server(HOST, 0, render, lambda: (True, ""), lambda: (True, ""), limits=limits)
+    with running(server), contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connect(server.port)).sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            assert asked.acquire(timeout=10)
+        assert exchange(server.port, b"") == b""
+        assert not asked.acquire(blocking=False)
+        go_on.set()
+        wait_until(lambda: ask_or_none(server.port) == HTTPStatus.OK, 10, "the threads to end")
+
+
+def ask_or_none(port: int) -> int | None:
+    """The status, or None where the connection is broken off."""
+    with contextlib.suppress(ConnectionError):
+        return ask(port, "/-/healthy").status
+    return None
+
+
+def test_without_file_descriptors_it_waits_and_then_serves() -> None:
+    """A connection that cannot be accepted keeps no core busy, and is answered once it can be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with running(Daemon().server()) as server, socket.socket() as silent, socket.socket() as client:
+        with socket.socket() as probe:
+            next_free = probe.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, hard))
+        try:
+            silent.connect((HOST, server.port))  # has the descriptor that accept() took before it began to wait
+            client.settimeout(0.4)
+            client.connect((HOST, server.port))
+            client.sendall(b"GET /-/healthy HTTP/1.1\r\n\r\n")
+            busy = time.process_time()
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            assert time.process_time() - busy < 0.1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        client.settimeout(10)
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 def test_answers_that_nobody_reads_do_not_fill_memory() -> None:

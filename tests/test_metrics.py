@@ -196,6 +196,7 @@ def test_a_number_that_another_part_keeps_is_read_at_the_scrape() -> None:
         lambda metrics: metrics.add("messages_rejected_total", 1, "made up by a sensor"),
         lambda metrics: metrics.settle(TurnCounts(rejected={"new": 1}, seconds=0, finished_at=0)),
         lambda metrics: metrics.set("no_such_metric", 1),
+        lambda metrics: metrics.set("alarms_open", 1, "made up by a sensor"),
         lambda metrics: metrics.measured("messages_dropped_total", lambda: 1),
         lambda metrics: metrics.measured("no_such_metric", lambda: 1),
     ],
@@ -395,6 +396,8 @@ def test_both_identities_hold_at_every_scrape_under_load() -> None:
         wait_until(lambda: scrape(metrics)["turns_total"][()] > 10, 30, "the engine to turn")
         found = [scrape(metrics, accept) for accept in ("", OPENMETRICS) * 100]
     assert [imbalance(one) for one in found] == [(0, 0)] * 200
+    assert all(one["scored_latency_seconds_count"][()] == one["readings_scored_total"][()] for one in found)
+    assert all(one["turn_readings_sum"][()] == one["readings_decoded_total"][()] for one in found)
     turns = [one["turns_total"][()] for one in found]
     assert turns == sorted(turns)
     assert turns[-1] > turns[0]
