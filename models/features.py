@@ -52,6 +52,7 @@ SLOWEST_RATE = 1 / 2000  # of location and scale: measured best on the labelled 
 ELAPSED_RATE = 1 / 500
 RECENT_RATE = 1 / 20
 REPEAT_RATE = 1 / 100
+SETTLED, YOUNG_CLIP_SCALES = 5, 100.0  # the same for the first few readings
 CLIP_SCALES = 10.0  # a deviation counts at most this many scales when it is learned
 RELATIVE_FLOOR = 1e-6  # of |location|: about the resolution of a float32 sensor
 ABSOLUTE_FLOOR = 1e-12
@@ -139,7 +140,7 @@ def to_y(value: Float64, location: Float64, scale: Float64) -> Float32:
 
 def from_y(y: NDArray[np.floating], location: Float64, scale: Float64) -> Float64:
     """The value at a coordinate of the network, in the series' own unit."""
-    return location + scale * np.sinh(y.astype(np.float64))
+    return location + scale * np.sinh(np.clip(y.astype(np.float64), -Y_LIMIT, Y_LIMIT))
 
 
 def _scale(narrow: Float32, location: Float64) -> Float64:
@@ -205,12 +206,20 @@ def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, n
     location = np.where(first, value, wide[:, Wide.LOCATION])
     scale = _scale(narrow, location)
     # The first few deviations set the scale; from then on one wild value may move it only so far.
-    limit = np.where(count < 5, np.inf, CLIP_SCALES * scale)
+    clip = np.where(count < SETTLED, YOUNG_CLIP_SCALES, CLIP_SCALES)
+    limit = clip * scale
     deviation = np.clip(value - location, -limit, limit)
     difference = np.where(first, 0.0, value - wide[:, Wide.VALUE])
     step = narrow[:, Narrow.STEP]
-    step_limit = np.where(count < 5, np.inf, CLIP_SCALES * np.maximum(step, 1e-3 * scale))
+    step_limit = clip * np.maximum(step, 1e-3 * scale)
     size = np.minimum(np.abs(difference), step_limit)
+
+    # A series that has only ever held one value has no scale: its first change sets it, whatever an alarm thinks of it,
+    # up to the size of the value, lest a sensor that holds 20 and once says 1e6 is deaf from then on.
+    awakes = ~first & (narrow[:, Narrow.SCALE] <= 0) & (difference != 0)
+    most = np.where(location[awakes] != 0, np.abs(location[awakes]), np.inf)
+    narrow[awakes, Narrow.SCALE] = 0.5 * np.minimum(np.abs(difference[awakes]), most)
+    narrow[awakes, Narrow.STEP] = narrow[awakes, Narrow.SCALE]
 
     elapsed = np.where(first, 0.0, time - wide[:, Wide.TIME])
     log_elapsed = np.log(np.clip(elapsed, 1e-3, 1e7))
@@ -221,8 +230,8 @@ def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, n
     wide[:, Wide.TIME] = time
     wide[:, Wide.VALUE] = value
     wide[:, Wide.LOCATION] = location + slow * deviation
-    narrow[:, Narrow.SCALE] += slow * (np.abs(deviation) - narrow[:, Narrow.SCALE])
-    narrow[:, Narrow.STEP] += np.where(first, 0.0, slow) * (size - step)
+    narrow[:, Narrow.SCALE] += np.where(awakes, 0.0, slow) * (np.abs(deviation) - narrow[:, Narrow.SCALE])
+    narrow[:, Narrow.STEP] += np.where(first | awakes, 0.0, slow) * (size - step)
     narrow[:, Narrow.RECENT_STEP] += np.maximum(rate, RECENT_RATE) * (size - narrow[:, Narrow.RECENT_STEP])
     narrow[:, Narrow.DIFFERENCE] = difference
     narrow[:, Narrow.LOG_ELAPSED] = mean_log + elapsed_rate * (log_elapsed - mean_log)
