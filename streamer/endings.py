@@ -66,12 +66,12 @@ def unreachable(error: OSError | UnicodeError, place: str) -> Ending:
 
 def lost(end: OSError | EOFError | None, place: str, was_accepted: bool) -> Ending:
     """A connection that was made is gone, and the broker has not said why in MQTT."""
-    if isinstance(end, ssl.SSLError):
-        return _tls_failure(end, place)
-    if end is None or isinstance(end, EOFError | ConnectionError):
+    if end is None or isinstance(end, EOFError | ConnectionError | ssl.SSLEOFError):
         if was_accepted:
             return Ending(f"{place} closed the connection")
         return Ending(f"{place} closed the connection instead of answering CONNECT", Fate.VERSION)
+    if isinstance(end, ssl.SSLError):
+        return _tls_failure(end, place)
     return Ending(f"the connection to {place} failed: {in_words(end)}")
 
 

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 ONLINE, OFFLINE = b"online", b"offline"
 SMALL_BATCH = 64  # messages of a read after which waiting for more pays (measured behind mosquitto)
+LARGE_BATCH = 1_000  # messages that paho reads before they are delivered
 SHORTEST_LINGER_SECONDS = 0.0001  # a shorter sleep is mostly the kernel's own slack
 IDLE_SECONDS = 1.0  # the longest sleep: keep-alive and deadlines are looked at so often
 MOST_IN_FLIGHT = 20  # publishes without acknowledgement; mosquitto's own default
@@ -216,7 +217,7 @@ class MqttLink:
                 return False
         self._bell.close()
         self._bell_rope.close()
-        return self._status.is_alive and not self._outgoing
+        return self._status.is_alive and not self._outgoing and not self._in_flight
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
         """Queue a message, also while there is no connection; False if the queue is full or the link has ended."""
@@ -637,7 +638,7 @@ class Receiver:
         if self._is_fast:
             self._receive_fast(client, wire)
         else:
-            client.loop_read()
+            self._receive_slowly(client, wire)
         batch, self._batch = self._batch, []
         return batch
 
@@ -660,6 +661,12 @@ class Receiver:
                 client.loop_read()
             if not client.is_open():
                 return
+
+    def _receive_slowly(self, client: PahoClient, wire: Wire) -> None:
+        """Let paho read, a packet at a time, until nothing more is there or the batch is large."""
+        wire.is_drained = False
+        while not wire.is_drained and client.is_open() and len(self._batch) < LARGE_BATCH:
+            client.loop_read()
 
     def on_message(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
         """paho calls it: for everything in the slow way, for QoS 2 and oddities in the fast one."""

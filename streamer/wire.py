@@ -50,8 +50,11 @@ class Wire:
         self._sock = sock
         self._is_buffered = is_buffered
         self._rest = b""
+        self._has_failed_to_send = False
         self.bytes_received = 0
         self.is_closed = False
+        self.is_drained = False
+        """nothing more has come than what was read"""
         self.end: OSError | EOFError | None = None
         """what ended the stream, once it has ended; `close` is no such end"""
 
@@ -95,13 +98,13 @@ class Wire:
     def _receive(self, size: int) -> bytes:
         try:
             data = self._sock.recv(size)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            self.is_drained = True
             raise BlockingIOError from None
-        except BlockingIOError:
-            raise
         except OSError as error:
             self.end = error
             raise
+        self.is_drained = False
         if not data:
             self.end = EOFError()
         self.bytes_received += len(data)
@@ -120,6 +123,10 @@ class Wire:
         return b""
 
     def send(self, buffer: bytes | bytearray) -> int:
+        """Raises BlockingIOError while the socket takes no more, and once when it never will.
+
+        The broker's last words, why it closes, may still wait to be read; they say more than a broken pipe.
+        """
         try:
             return self._sock.send(buffer)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -127,8 +134,11 @@ class Wire:
         except BlockingIOError:
             raise
         except OSError as error:
-            self.end = self.end or error
-            raise
+            if self._has_failed_to_send:
+                self.end = self.end or error
+                raise
+            self._has_failed_to_send = True
+            raise BlockingIOError from error
 
     def close(self) -> None:
         self.is_closed = True

@@ -23,6 +23,8 @@ PLACE = "broker:1883"
         (lost(EOFError(), PLACE, was_accepted=True), "closed the connection", Fate.PASSING),
         (lost(EOFError(), PLACE, was_accepted=False), "instead of answering CONNECT", Fate.VERSION),
         (lost(ConnectionResetError(104, "reset"), PLACE, was_accepted=False), "answering CONNECT", Fate.VERSION),
+        (lost(ssl.SSLEOFError(8, "EOF occurred"), PLACE, was_accepted=True), "closed the connection", Fate.PASSING),
+        (lost(ssl.SSLError(1, "[SSL: TLSV13_ALERT_X]"), PLACE, was_accepted=False), "refuses TLS", Fate.PERSON),
         (lost(OSError(113, "No route to host"), PLACE, was_accepted=True), "No route to host", Fate.PASSING),
         (lost(None, PLACE, was_accepted=True), "closed the connection", Fate.PASSING),
         (refused(132, "Unsupported protocol version", "5", "id"), "does not speak MQTT 5", Fate.VERSION),
