@@ -636,7 +636,7 @@ def _load(
     if settings is None or problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = [places.printable(problem) for problem in problems]
-        raise SettingsError("\n  ".join([f"{count} in the settings, nothing was started:", *lines]))
+        raise SettingsError("\n  ".join([f"{count} in the settings:", *lines]))
     found = {setting.name: places.effective(said, setting.name)[1] for setting in known.settings.values()}
     return settings, {name: place for name, place in found.items() if place}
 

@@ -94,7 +94,7 @@ def test_wrong_settings_are_refused_by_every_command(capsys: pytest.CaptureFixtu
     status, out, err = run(capsys, command, *operands, "--set", "mqtt.hots=1")
     assert (status, out) == (2, "")
     assert err == (
-        f"streamer {command}: 1 problem in the settings, nothing was started:\n"
+        f"streamer {command}: 1 problem in the settings:\n"
         "  --set mqtt.hots: no such setting; the closest known name is mqtt.host\n"
     )
 
