@@ -1,0 +1,126 @@
+"""The state directory: made for its owner only, usable or refused by name, and one daemon's at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamer.errors import StateError
+from streamer.statedir import StateDirectory
+
+HOLDER = """
+import sys
+from pathlib import Path
+from streamer.statedir import StateDirectory
+directory = StateDirectory(Path(sys.argv[1]))
+directory.open()
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has opened `tmp_path / "state"`."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "state")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.kill()
+
+
+def test_it_is_created_for_its_owner_only(tmp_path: Path) -> None:
+    """With the folders above it; one that is there stays as it is."""
+    directory = StateDirectory(tmp_path / "lib" / "streamer")
+    directory.open()
+    assert directory.path.stat().st_mode & 0o777 == 0o700
+    assert os.listdir(directory.path) == ["lock"]
+    assert (directory.path / "lock").read_text() == f"{os.getpid()}\n"
+    directory.close()
+    directory.path.chmod(0o750)
+    directory.open()
+    assert directory.path.stat().st_mode & 0o777 == 0o750
+    directory.close()
+
+
+def test_a_second_daemon_is_refused_by_name(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    """The message has the directory, the holder's process id, and what to do."""
+    with pytest.raises(StateError) as caught:
+        StateDirectory(tmp_path / "state").open()
+    assert str(caught.value) == (
+        f"state.directory: {tmp_path / 'state'} is in use by process {holder.pid}; expected one that no other daemon "
+        "uses: stop that one, or give each its own state.directory (and its own instance)"
+    )
+
+
+def test_kill_9_frees_it(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    """No stale lock keeps the next start away; a longer process id leaves no trace in the file."""
+    holder.kill()
+    holder.wait()
+    lock = tmp_path / "state" / "lock"
+    lock.write_text("123456789\n")
+    directory = StateDirectory(tmp_path / "state")
+    directory.open()
+    assert lock.read_text() == f"{os.getpid()}\n"
+    directory.close()
+
+
+def test_one_process_cannot_open_it_twice(tmp_path: Path) -> None:
+    """Two daemons in one process are two daemons; after `close` the other one has it."""
+    one, other = StateDirectory(tmp_path), StateDirectory(tmp_path)
+    one.open()
+    with pytest.raises(StateError, match=f"is in use by process {os.getpid()}"):
+        other.open()
+    one.close()
+    one.close()
+    other.open()
+    other.close()
+
+
+def test_a_holder_who_does_not_say_who_he_is(tmp_path: Path) -> None:
+    """The file is for people: whatever stands in it, the lock holds."""
+    one = StateDirectory(tmp_path)
+    one.open()
+    (tmp_path / "lock").write_bytes(b"\xff\x00 rubbish")
+    with pytest.raises(StateError, match="is in use by another process"):
+        StateDirectory(tmp_path).open()
+    one.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("file", "cannot be created by user .*: .*/file is no directory; expected a directory"),
+        ("file/below", "cannot be created by user .*: .*/file is no directory; expected"),
+        ("circle", "cannot be created by user .*: .*/circle is no directory; expected"),
+        ("x" * 300, "cannot be created by user .*: File name too long; expected"),
+        ("nul\0", "cannot be created by user .*: .*null .*; expected"),
+        ("/proc/1/streamer", "cannot be created by user .*: .*; expected"),
+        ("/proc/self/task", "cannot be used by user .*; expected a directory that this user can read and write"),
+        ("held", "cannot be used by user .*: Too many levels of symbolic links; expected"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(tmp_path: Path, path: str, found: str) -> None:
+    """Found, wanted, what to do; a link in place of the lock file is not followed."""
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateError, match=found):
+        StateDirectory(tmp_path / path).open()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_of_somebody_else_is_refused() -> None:
+    """The first thing that goes wrong when a service changes its user."""
+    with pytest.raises(StateError, match="cannot be used by user"):
+        StateDirectory(Path("/")).open()
