@@ -17,6 +17,14 @@ LONGEST_HEADER = 2 + 65_535 + 2 + 4  # topic with its length, packet identifier,
 MOST_TOPICS = 262_144  # by eye: 20-40 MB of topics, twice as many as there may be series by default
 MOST_PROPERTIES = 1_024  # by eye: brokers send a handful of different property blocks
 
+PLAIN_HEADS = {
+    0x30 | dup << 3 | qos << 1 | retain: (qos, bool(retain), bool(dup))
+    for dup in (0, 1)
+    for qos in (0, 1)
+    for retain in (0, 1)
+}
+"""The first byte of a PUBLISH of QoS 0 or 1, and what it says (section 3.3.1)."""
+
 
 class PublishReader:
     """Reads one connection after another; it belongs to the network thread."""
@@ -87,12 +95,13 @@ class PublishReader:
         messages: list[Message] = []
         append, new, message_type = messages.append, tuple.__new__, Message
         topics, connection, is_v5 = self._topics, self._connection, self._is_v5
-        size = len(data)
+        size, heads = len(data), PLAIN_HEADS
         try:
             while position < size:
-                head = data[position]
-                if head & 0b1111_0100 != 0b0011_0000:  # PUBLISH, QoS 0 or 1
+                plain = heads.get(data[position])
+                if plain is None:
                     break
+                qos, retain, dup = plain
                 length = data[position + 1]
                 body = position + 2
                 if length > 127:
@@ -109,7 +118,7 @@ class PublishReader:
                 start = body + 2 + (data[body] << 8 | data[body + 1])
                 name = data[body + 2 : start]
                 mid = 0
-                if head & 0b0000_0010:
+                if qos:
                     if start + 2 > end:
                         break
                     mid = data[start] << 8 | data[start + 1]
@@ -131,12 +140,12 @@ class PublishReader:
                         (
                             topic,
                             data[start:end],
-                            head >> 1 & 1,
+                            qos,
                             mid,
-                            head & 1 == 1,
+                            retain,
                             arrival,
                             connection,
-                            head & 8 == 8,
+                            dup,
                         ),
                     )
                 )
@@ -158,7 +167,7 @@ class PublishReader:
             self._passing_bytes = sys.maxsize
             return data[position:], size
         end = body + length
-        if data[position] & 0b1111_0100 == 0b0011_0000:
+        if data[position] in PLAIN_HEADS:
             if length > self._largest:
                 return self._read_too_large(data, position, body, end, arrival)
             if end > size:

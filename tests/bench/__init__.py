@@ -1,0 +1,1 @@
+"""Measurements: figures, not tests, since machines differ and are noisy."""
