@@ -18,7 +18,7 @@ from streamer.http import Server
 from streamer.inbox import Inbox
 from streamer.log import configure, event, set_level
 from streamer.metrics import Metrics
-from streamer.mqtt import MqttLink, tls_context
+from streamer.mqtt import MqttLink
 from streamer.outbox import Outgoing
 from streamer.payloads import Rejection
 from streamer.readings import Message
@@ -26,6 +26,7 @@ from streamer.registry import Registry
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
 from streamer.statedir import StateDirectory
+from streamer.wire import tls_context
 from streamer.wiring import decoder_from, load_weights, shard_from
 
 log = logging.getLogger(__name__)
