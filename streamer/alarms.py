@@ -1,18 +1,18 @@
-"""From scores and cadence to incidents: an alarm opens, is updated, and closes when the series is back to its old normal.
+"""From scores and cadence to incidents: an alarm opens, is updated, closes when the series is back to its old normal.
 
     score >= 1                                        opened
     a score a quarter higher than the last told       updated
     10 readings in a row below half of it, by every
     view that held the alarm, the level included      closed
 
-The forecast gets used to a fault that stays; the level view, whose statistics stand still while an alarm is open, does not.
-So a jump that stays keeps its alarm, however well it is predicted by then.
+The forecast gets used to a fault that stays; the level view does not: its statistics stand still while an alarm is
+open. So a jump that stays keeps its alarm, however well it is predicted by then.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ class SavedIncident(NamedTuple):
 
     slots: list[int]
     alarm: Alarm
-    peak_views: list[float] = []
+    peak_views: Sequence[float] = ()
     told_score: float = 0.0
     calm: int = 0
     held_by_level: bool = False
@@ -202,8 +202,8 @@ def _worst(alarm: Alarm, row: int, wave: Wave, scores: Scores) -> Alarm:
 class SilenceAlarms:
     """Alarms of kind `silent`: a series, or a whole device, that is overdue by its own cadence.
 
-    A device whose every series is overdue is one incident, under its joint key. A series is silent on its own only if its
-    device has gone on reporting without it.
+    A device whose every series is overdue is one incident, under its joint key. A series is silent on its own only if
+    its device has gone on reporting without it.
     """
 
     def __init__(self, capacity: int) -> None:

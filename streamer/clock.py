@@ -82,8 +82,8 @@ class _Column(enum.IntEnum):
 class Cadence:
     """How often each series reports, by what it has shown; arrays of one row a slot, owned by one thread.
 
-    An interval is the longer of two: between event times and between arrivals. A device that uploads an hour's readings at
-    once is due in an hour, not in a minute; a backlog that arrives in a burst does not make a series look fast.
+    An interval is the longer of two: between event times and between arrivals. A device that uploads an hour's readings
+    at once is due in an hour, not in a minute; a backlog that arrives in a burst does not make a series look fast.
     """
 
     def __init__(self, capacity: int) -> None:

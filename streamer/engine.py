@@ -64,7 +64,7 @@ class Engine:
         publish: Publish,
         acknowledge: Callable[[Sequence[Message]], None],
         is_hearing: Callable[[], bool],
-        save: Callable[[Shard], None] = lambda shard: None,
+        save: Callable[[Shard], None] = lambda _: None,
         snapshot_seconds: float = 300.0,
         max_future_seconds: float = 300.0,
         silent: bool = True,
@@ -169,7 +169,7 @@ class Engine:
         readings_rejected: Counter[str] = Counter({str(k): n for k, n in self._columns.rejected.items()})
         batch, arrivals, refused = self._batch(now, senders, readings_rejected)
         outcome = self._shard.process(batch, now)
-        self._tell(outcome.changes, now)
+        self._tell(outcome.changes)
         self._acknowledge(messages)
         finished = self._clock.now()
         scored = outcome.scores.unscored == Unscored.SCORED
@@ -261,7 +261,7 @@ class Engine:
         self._was_hearing = is_hearing
         if is_hearing and self._silent:
             changes = self._shard.find_silent(now)
-            self._tell(changes, now)
+            self._tell(changes)
             for change in changes:
                 self._metrics.add("alarms_opened_total", 1, change.alarm.kind)
         self._publish_touched(now)
@@ -284,7 +284,7 @@ class Engine:
 
     # --- Telling ---
 
-    def _tell(self, changes: list[Change], now: float) -> None:
+    def _tell(self, changes: list[Change]) -> None:
         """To the log and to MQTT."""
         for change in changes:
             alarm = change.alarm

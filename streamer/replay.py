@@ -1,7 +1,7 @@
 """`streamer replay`: files of readings through the very same shard as the daemon's, by event time, at full speed.
 
-Causal: the score of a reading uses nothing that comes later. Each file is a device of its own; the files of one run stand
-side by side, and the k-th rows of all of them make one batch, since series are independent of each other.
+Causal: the score of a reading uses nothing that comes later. Each file is a device of its own; the files of one run
+stand side by side, and the k-th rows of all of them make one batch, since series are independent of each other.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _value(cell: str, place: str) -> float | None:
 
 def replay(files: list[Path], shard: Shard, outputs: list[TextIO], *, device_score: bool) -> dict[str, int]:
     """Scores the files side by side and writes one output each. Returns counts: readings, scored, alarms."""
-    writers = [csv.writer(output, lineterminator="\n") for output in outputs]
+    writers: list[Writer] = [csv.writer(output, lineterminator="\n") for output in outputs]
     for writer in writers:
         writer.writerow(COLUMNS)
     sources: dict[int, Iterator[Row]] = {index: read_rows(path) for index, path in enumerate(files)}
@@ -257,5 +257,5 @@ def replay_command(
         for path in files:
             outputs.append(stack.enter_context(_open(output, path, many=len(files) > 1)))
         counts = replay(files, shard, outputs, device_score=device_score)
-    print(", ".join(f"{name} {count}" for name, count in counts.items()), file=sys.stderr)
+    sys.stderr.write(", ".join(f"{name} {count}" for name, count in counts.items()) + "\n")
     return 0
