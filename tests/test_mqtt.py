@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import ssl
 import struct
 import threading
@@ -14,10 +16,10 @@ import pytest
 
 from streamer.clock import SystemClock
 from streamer.errors import ServiceError
-from streamer.mqtt import LinkStatus, MqttLink
+from streamer.mqtt import SHORTEST_LINGER_SECONDS, SMALL_BATCH, Linger, LinkStatus, MqttLink
 from streamer.readings import Message
 from streamer.topics import is_own_output
-from streamer.wire import tls_context
+from streamer.wire import Wire, tls_context
 from tests.conftest import StartBroker
 from tests.fake_broker import FakeBroker, Peer, connack, publish, suback
 from tests.proxy import Proxy
@@ -235,6 +237,27 @@ def test_a_flood_over_tls(
     for number in range(2_000):
         sender.link.publish("plant/1", b"%06d" % number * 20, qos=0)
     assert [m.payload[:6] for m in linked.wait_messages(2_000)] == [b"%06d" % n for n in range(2_000)]
+
+
+def test_lingering_lasts_as_long_as_it_is_worth() -> None:
+    """Twice as long when more came meanwhile, half as long when nothing did; never after a large batch or none."""
+    near, far = socket.socketpair()
+    with near, far:
+        wire, poll, linger = Wire(near, is_buffered=True), select.poll(), Linger(0.004)
+        poll.register(near, select.POLLIN)
+        for count in (0, SMALL_BATCH):
+            linger.begin(count)
+            assert linger.end(poll, wire) == {}
+        assert linger.seconds == 0.004
+        for _ in range(10):
+            linger.begin(1)
+            assert linger.end(poll, wire) == {}
+        assert linger.seconds == SHORTEST_LINGER_SECONDS
+        far.send(b"!")
+        for _ in range(10):
+            linger.begin(1)
+            assert linger.end(poll, wire) == {near.fileno(): select.POLLIN}
+        assert linger.seconds == 0.004
 
 
 # --- Who we are ---
