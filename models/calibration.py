@@ -1,9 +1,10 @@
 """Several views of a reading, each calibrated per series to a tail probability, joined by maximum to one score.
 
-A view is a number >= 0 that grows with oddness. Per series and view two things are learned while it streams: the level that
-one reading in ten exceeds, and the mean excess above it. Beyond that level the tail is taken as exponential (peaks over
-threshold, Pickands 1975; Siffer et al. 2017 for the streaming use). The views are logarithms of an error, so that an
-exponential tail in them is a power law in the error itself. A new series starts from a prior measured on synthetic ones.
+A view is a number >= 0 that grows with oddness. Per series and view two things are learned while it streams: the level
+that one reading in ten exceeds, and the mean excess above it. Beyond that level the tail is taken as exponential (peaks
+over threshold, Pickands 1975; Siffer et al. 2017 for the streaming use). The views are logarithms of an error, so that
+an exponential tail in them is a power law in the error itself. A new series starts from a prior measured on synthetic
+ones.
 
 score = log p / log p*, where p* is the tail probability that the operator's alarm budget allows at the series' cadence.
 """
@@ -28,9 +29,9 @@ VIEWS = (
 SURPRISE, ERROR, LEVEL = range(len(VIEWS))
 
 TAIL_SHARE = 0.1
-PRIOR_THRESHOLD = np.float32([1.0, 1.2, 1.5])
-PRIOR_EXCESS = np.float32([0.45, 0.30, 0.25])  # both: 90 % quantile and mean excess over held-out synthetic series
-LEAST_EXCESS = np.float32([0.15, 0.05, 0.05])  # by eye: a series that is all but deterministic still has a tail
+PRIOR_THRESHOLD = np.array([1.0, 1.2, 1.5], np.float32)
+PRIOR_EXCESS = np.array([0.45, 0.30, 0.25], np.float32)  # both: 90 % quantile, mean excess; held-out synthetic series
+LEAST_EXCESS = np.array([0.15, 0.05, 0.05], np.float32)  # by eye: an all but deterministic series has a tail too
 PRIOR_WEIGHT = 10.0  # the prior counts as so many exceedances
 SLOWEST_THRESHOLD_RATE = 0.02
 SLOWEST_EXCESS_RATE = 1 / 200
@@ -114,13 +115,13 @@ class Calibration:
 
 
 def strictness(budget_per_month: float, interval_seconds: Float64) -> Float64:
-    """-log10 p* of a series that reports every `interval_seconds`: p* = budget / readings a month, shared by the views."""
+    """-log10 p* of a series that reports every `interval_seconds`: p* = budget / readings a month / number of views."""
     p = budget_per_month * interval_seconds / MONTH_SECONDS / len(VIEWS)
     return np.clip(-np.log10(np.maximum(p, 1e-30)), *STRICTNESS_RANGE)
 
 
 def joint_score(scores: Float64, strict: Float64) -> float:
-    """One score of a device from those of its series at one time `(k,)`, NaN where absent: the rarest, paid for k looks.
+    """One score of a device from those of its series at one time `(k,)`, NaN where absent: the rarest, for k looks.
 
     NaN if none has a score.
     """

@@ -1,8 +1,8 @@
 """The LSTM equations, one line of code to one equation, on plain arrays.
 
-Hochreiter & Schmidhuber 1997, with the forget gate of Gers, Schmidhuber & Cummins 2000; the letters are those of Greff et
-al. 2016 (arXiv 1503.04069), the packing of the gates (i, f, g, o) is PyTorch's. `step` has the same in fewer operations;
-this is what it is tested against.
+Hochreiter & Schmidhuber 1997, with the forget gate of Gers, Schmidhuber & Cummins 2000; the letters are those of Greff
+et al. 2016 (arXiv 1503.04069), the packing of the gates (i, f, g, o) is PyTorch's. `step` has the same in fewer
+operations; this is what it is tested against.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Layer(NamedTuple):
 
 def sigmoid(z: Float) -> Float:
     """The logistic function, by tanh so that it cannot overflow."""
-    return 0.5 * np.tanh(0.5 * z) + 0.5
+    gate: Float = 0.5 * np.tanh(0.5 * z) + 0.5
+    return gate
 
 
 def lstm(layer: Layer, x: Float, h: Float, c: Float) -> tuple[Float, Float]:

@@ -1,11 +1,11 @@
 """Per-series streaming inputs of the forecaster: running location and scale, elapsed time, clock, seasonal memory.
 
-A forecast is made when a reading's *time* is known and its value has not been looked at: `look` gives the inputs for that
-moment, `learn` takes the value in afterwards. Training (`pretrain`) and serving (`step`) call the same two functions, so
-that the network meets in service exactly what it met in training.
+A forecast is made when a reading's *time* is known and its value has not been looked at: `look` gives the inputs for
+that moment, `learn` takes the value in afterwards. Training (`pretrain`) and serving (`step`) call the same two
+functions, so that the network meets in service exactly what it met in training.
 
-The network works in y = asinh((x - location) / scale): linear near the location, logarithmic far from it, so that a value
-of 1e30 is large and not infinite.
+The network works in y = asinh((x - location) / scale): linear near the location, logarithmic far from it, so that a
+value of 1e30 is large and not infinite. Beyond 1e30 the float32 columns would overflow: callers keep such numbers out.
 """
 
 from __future__ import annotations
@@ -195,7 +195,12 @@ def look(statistics: Statistics, slots: Slots, time: Float64) -> Look:
 
 
 def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, normal: NDArray[np.bool_]) -> None:
-    """Takes readings in. Where `normal` is False the reading becomes the previous one, but teaches nothing that lasts."""
+    """Takes readings in, each within 1e30. One that is not `normal` becomes the previous, but teaches nothing lasting.
+
+    The previous reading, the last difference, the recent step, the cadence and the residuals follow every reading;
+    location, scale, step, seasons, repeats and count follow normal ones. A series' first reading always teaches, and so
+    does the first change of a series that has held one value: without it there is no scale to judge by.
+    """
     wide, narrow = statistics.wide[slots], statistics.narrow[slots]
     first = narrow[:, Narrow.COUNT] == 0
     normal = normal | first

@@ -14,10 +14,7 @@ from models import mixture
 from models.weights import ForecasterConfig
 
 State = tuple[Tensor, Tensor]
-NLL_LEAST, NLL_MOST = (
-    -4.0,
-    15.0,
-)  # nats a reading may add to the loss: equal readings and wild ones teach no more than that
+NLL_LEAST, NLL_MOST = -4.0, 15.0  # nats a reading may add to the loss: equal and wild ones teach no more than that
 
 
 class Forecaster(nn.Module):
@@ -37,10 +34,10 @@ class Forecaster(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Forget gates open (Gers et al. 2000, Jozefowicz et al. 2015); a head that says "as the last value, give or take"."""
+        """Forget gates open (Gers et al. 2000, Jozefowicz et al. 2015); the head says "about as the last value"."""
         hidden = self.config.hidden_size
         for layer in range(self.config.num_layers):
-            bias = getattr(self.lstm, f"bias_ih_l{layer}")
+            bias: Tensor = getattr(self.lstm, f"bias_ih_l{layer}")
             nn.init.zeros_(getattr(self.lstm, f"bias_hh_l{layer}"))
             nn.init.zeros_(bias)
             bias.data[hidden : 2 * hidden] = 1.5
@@ -55,7 +52,7 @@ class Forecaster(nn.Module):
 
 
 def log_loss(head: Tensor, previous: Tensor, step: Tensor, y: Tensor) -> Tensor:
-    """Negative log-likelihood of `y` in nats, one number a reading, bounded; every shape but the head's is that of `y`."""
+    """Negative log-likelihood of `y` in nats, one a reading, bounded; all shapes but the head's are that of `y`."""
     logits, shift, spread = head.chunk(3, dim=-1)
     shift = torch.sinh(shift.clamp(-mixture.SHIFT_LIMIT, mixture.SHIFT_LIMIT))
     location = previous.unsqueeze(-1) + step.unsqueeze(-1) * shift

@@ -1,8 +1,8 @@
 """The forecast: a mixture of three logistic distributions in y, with its tail probability and quantiles, in numpy.
 
 Three, because a sensor that holds, jumps or switches has a next value in one of a few places; logistic, because its
-distribution function is one sigmoid and its tails are heavier than a Gaussian's. The head speaks in units of the series'
-usual step, so that "about as the last value" means the same for a slow tank and a noisy current.
+distribution function is one sigmoid and its tails are heavier than a Gaussian's. The head speaks in units of the
+series' usual step, so that "about as the last value" means the same for a slow tank and a noisy current.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def unpack(head: Float32, previous: Float32, step: Float32) -> Float32:
 
 
 def tail_surprise(forecast: Float32, y: Float32) -> Float32:
-    """-log10 of the two-sided tail probability of `y` `(n,)`, >= 0. Exact far out: the tails are summed as logarithms."""
+    """-log10 of the two-sided tail probability of `y` `(n,)`, >= 0. Exact far out: tails are summed as logarithms."""
     z = (y[:, None] - forecast[:, 1]) / forecast[:, 2]
     log_weight = np.log(np.maximum(forecast[:, 0], 1e-30))
     above = _log_sum(log_weight - np.logaddexp(0.0, z))  # log P(Y > y)
@@ -57,8 +57,8 @@ def _log_sum(terms: NDArray[np.floating]) -> NDArray[np.floating]:
 def quantiles(forecast: Float32) -> Float32:
     """The quantiles of `BAND` in y, `(n, 3)`.
 
-    Sections of eight, six times over, find each to 2^-18 of its bracket: eight points at once because a call of numpy costs
-    as much as some hundred of its elements. One step of Newton's, kept inside the bracket, does the rest.
+    Sections of eight, six times over, find each to 2^-18 of its bracket: eight points at once because a call of numpy
+    costs as much as some hundred of its elements. One step of Newton's, kept inside the bracket, does the rest.
     """
     weights, locations, scales = (np.ascontiguousarray(part.T) for part in np.moveaxis(forecast, 1, 0))  # (3, n) each
     ends = locations[:, None, :] + scales[:, None, :] * BAND_LOGIT[:, None]  # (component, quantile, n)
@@ -66,7 +66,7 @@ def quantiles(forecast: Float32) -> Float32:
     low = np.minimum(np.minimum(ends[0], ends[1]), ends[2])
     width = np.maximum(np.maximum(ends[0], ends[1]), ends[2]) - low
     # The distribution function by tanh: sum w (1 + tanh(z / 2)) / 2 < p  <=>  sum w tanh(z / 2) < 2 p - 1.
-    half_rate = 0.5 / scales
+    half_rate = (0.5 / scales).astype(np.float32, copy=False)
     for _ in range(ROUNDS):
         width /= SECTIONS
         points = low[:, None, :] + width[:, None, :] * INNER[:, None]  # (quantile, section, n)
@@ -81,7 +81,7 @@ def quantiles(forecast: Float32) -> Float32:
 
 
 def _weighted_tanh(points: Float32, weights: Float32, locations: Float32, half_rate: Float32) -> Float32:
-    """sum over the components of w tanh((point - location) / 2 scale), the shape of `points` `(quantile, section, n)`."""
+    """sum over the components of w tanh((point - location) / 2 scale), of the shape of `points`."""
     total = np.zeros_like(points)
     for k in range(COMPONENTS):
         z = points - locations[k]

@@ -3,6 +3,8 @@
 Each round makes fresh series, runs them through `features` as the daemon would, and trains over them by truncated BPTT
 with carried state. Seeded: round r draws from the r-th child of the seed, so a run that is taken up again from its
 checkpoint goes on as if it had not stopped. Same seed, same machine, same threads: same weights.
+
+A finished run's checkpoint gives its weights again: the same command trains no more, it measures and writes.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models import features, synthetic, tbptt, weights
+from models import features, mixture, synthetic, tbptt, weights
 from models.forecaster import Forecaster
 
 FIRST_SCORED = 8  # readings before the loss counts
@@ -54,7 +57,7 @@ def sequences(rng: np.random.Generator, count: int, steps: int) -> tbptt.Sequenc
     return encode(series.time, series.value)
 
 
-def encode(times: np.ndarray, values: np.ndarray) -> tbptt.Sequences:
+def encode(times: synthetic.Float64, values: synthetic.Float64) -> tbptt.Sequences:
     """Training sequences of series `(count, steps)`, all of one length."""
     count, steps = values.shape
     statistics = features.Statistics.allocate(count)
@@ -106,6 +109,9 @@ class Pretraining:
         while self.round < self.recipe.rounds:
             started = time.monotonic()
             rng = np.random.default_rng([self.recipe.seed, self.round])
+            torch.manual_seed(
+                int(np.random.SeedSequence([self.recipe.seed, self.round]).generate_state(1)[0])
+            )  # dropout
             batch = sequences(rng, self.recipe.series, self.recipe.steps)
             self._set_rate()
             loss = tbptt.train_pass(
@@ -153,9 +159,7 @@ class Pretraining:
     @classmethod
     def resume(cls, path: Path) -> Pretraining:
         """Takes a run up again where its checkpoint left it."""
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]  # safetensors ships no types here
+        with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
         tensors = load_file(path)
         run = cls(Recipe(**progress["recipe"]))
@@ -176,11 +180,9 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def evaluate(model: Forecaster, batch: tbptt.Sequences) -> dict[str, float]:
-    """Held-out figures: log-loss per reading, the untrained head's, and mean absolute errors in y against the last value."""
+    """Held-out figures: log-loss a reading, the untrained head's, mean absolute error in y, the last value's."""
     loss, _ = tbptt.masked_loss(model, batch, None)
     untrained, _ = tbptt.masked_loss(Forecaster(model.config), batch, None)
-    from models import mixture
-
     head, _ = model(batch.inputs)
     flat = batch.mask
     forecast = mixture.unpack(head[flat].numpy(), batch.previous[flat].numpy(), batch.step[flat].numpy())
@@ -204,19 +206,21 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name))
     options = vars(parser.parse_args(arguments))
     out, checkpoint = options.pop("out"), options.pop("checkpoint")
-    run = (
-        Pretraining.resume(checkpoint)
-        if checkpoint is not None and checkpoint.exists()
-        else Pretraining(Recipe(**options))
-    )
+    try:
+        weights.manifest_path(out)
+    except weights.WeightsError as error:
+        parser.error(str(error))
+    recipe = Recipe(**options)
+    resumes = checkpoint is not None and checkpoint.exists()
+    run = Pretraining.resume(checkpoint) if resumes else Pretraining(recipe)
+    if run.recipe != recipe:
+        parser.error(f"{checkpoint} is of another recipe, {run.recipe}: name that one, or another checkpoint")
 
     def report(figures: dict[str, float]) -> None:
         left = (run.recipe.rounds - run.round) * figures["seconds"]
-        print(
-            f"round {run.round}/{run.recipe.rounds} loss {figures['loss']:.4f} "
-            f"{figures['series_steps'] / 1e6:.0f} M series-steps, {figures['seconds']:.1f} s, about {left / 60:.0f} min left",
-            file=sys.stderr,
-            flush=True,
+        sys.stderr.write(
+            f"round {run.round}/{run.recipe.rounds} loss {figures['loss']:.4f} {figures['series_steps'] / 1e6:.0f} M "
+            f"series-steps, {figures['seconds']:.1f} s, about {left / 60:.0f} min left\n"
         )
 
     run.run(report, checkpoint)
@@ -224,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.model.eval()
     figures = evaluate(run.model, sequences(np.random.default_rng([run.recipe.seed, 2**31]), 256, run.recipe.steps))
     weights.save(run.result({"held_out": figures}), out)
-    print(json.dumps(figures, indent=2))
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     return 0
 
 

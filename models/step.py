@@ -27,7 +27,7 @@ class Stepper(Protocol):
     """The recurrent state of every series and the one operation on it."""
 
     def step(self, slots: Slots, inputs: Float32) -> Float32:
-        """Steps the (h, c) of `slots` (unique) with `inputs` `(n, input_size)`; returns the head's output `(n, head_size)`."""
+        """Steps the (h, c) of `slots` (unique) with `inputs` `(n, input_size)`; returns the head's output `(n, 9)`."""
         ...
 
     def export(self, count: int) -> Float32:
@@ -59,7 +59,7 @@ def layers(weights: Weights) -> list[cells.Layer]:
 class NumpyStepper:
     """The CPU back end: one product, one tanh and five elementwise operations a layer.
 
-    sigmoid(z) = (1 + tanh(z / 2)) / 2, so the columns of i, f and o carry half their weights and one tanh serves all four.
+    sigmoid(z) = (1 + tanh(z / 2)) / 2, so the columns of i, f and o carry half their weights and one tanh serves all.
     """
 
     def __init__(self, weights: Weights, capacity: int) -> None:
@@ -68,7 +68,7 @@ class NumpyStepper:
         self._state = np.zeros((capacity, weights.config.num_layers * 2 * hidden), np.float32)
         self._products: list[Float32] = []
         self._biases: list[Float32] = []
-        half = np.repeat(np.float32([0.5, 0.5, 0.5, 1.0]), hidden)
+        half = np.repeat(np.array([0.5, 0.5, 0.5, 1.0], np.float32), hidden)
         for layer in layers(weights):
             order = np.r_[0 : 2 * hidden, 3 * hidden : 4 * hidden, 2 * hidden : 3 * hidden]  # i f g o -> i f o g
             both = np.concatenate((layer.weight_ih, layer.weight_hh), axis=1)[order]

@@ -54,7 +54,9 @@ def clock(rng: Generator, count: int, steps: int) -> Float64:
     interval = cadence * np.choose(kind, [ones, jittered, poisson, thinned])
     gaps = rng.random((count, steps)) < rng.choice([0.0, 1e-3], (count, 1), p=[0.7, 0.3])
     interval *= np.where(gaps, 10 ** rng.uniform(0.5, 2.5, (count, steps)), 1.0)
-    return rng.uniform(1.5e9, 1.8e9, (count, 1)) + np.cumsum(interval, axis=1)
+    start: Float64 = rng.uniform(1.5e9, 1.8e9, (count, 1))
+    time: Float64 = start + np.cumsum(interval, axis=1)
+    return time
 
 
 def signal(rng: Generator, time: Float64) -> Float64:
@@ -128,7 +130,8 @@ def oscillation(rng: Generator, time: Float64) -> Float64:
         2 * np.pi / np.exp(rng.uniform(np.log(4), np.log(200), len(time))),
     )
     out = _recursion(2 * radius * np.cos(angle), -(radius**2), rng.normal(size=time.shape))
-    return out / (out.std(axis=1, keepdims=True) + 1e-9)
+    scaled: Float64 = out / (out.std(axis=1, keepdims=True) + 1e-9)
+    return scaled
 
 
 def random_walk(rng: Generator, time: Float64) -> Float64:
@@ -136,7 +139,8 @@ def random_walk(rng: Generator, time: Float64) -> Float64:
     steps = rng.normal(size=time.shape)
     counter = rng.random((len(time), 1)) < 0.3
     steps = np.where(counter, np.abs(steps) * (rng.random(time.shape) < rng.uniform(0.1, 1, (len(time), 1))), steps)
-    return np.cumsum(steps, axis=1) * rng.choice([0.02, 0.1, 0.5], (len(time), 1))
+    walk: Float64 = np.cumsum(steps, axis=1) * rng.choice([0.02, 0.1, 0.5], (len(time), 1))
+    return walk
 
 
 def trend(rng: Generator, time: Float64) -> Float64:
@@ -144,15 +148,16 @@ def trend(rng: Generator, time: Float64) -> Float64:
     steps = time.shape[1]
     bend = rng.integers(0, steps, (len(time), 1))
     position = np.arange(steps)
-    rise = rng.normal(size=(len(time), 1)) * position + rng.normal(size=(len(time), 1)) * np.maximum(position - bend, 0)
-    return 4 * rise / steps
+    slope, bent = rng.normal(size=(len(time), 1)), rng.normal(size=(len(time), 1))
+    risen: Float64 = 4 * (slope * position + bent * np.maximum(position - bend, 0)) / steps
+    return risen
 
 
 def levels(rng: Generator, time: Float64) -> Float64:
     """A process that jumps between levels: set-points, occupancy, machines on and off."""
     count, steps = time.shape
     jump = rng.random((count, steps)) < 1 / np.exp(rng.uniform(np.log(5), np.log(1000), (count, 1)))
-    which = np.cumsum(jump, axis=1)
+    which = np.cumsum(jump, axis=1, dtype=np.intp)
     two = 2.0 * ((which + rng.integers(0, 2, (count, 1))) % 2)
     table = rng.normal(size=(count, steps + 1)) * 1.5
     many = np.take_along_axis(table, which, axis=1)
@@ -164,7 +169,8 @@ def bursts(rng: Generator, time: Float64) -> Float64:
     start = rng.random(time.shape) < 1 / np.exp(rng.uniform(np.log(20), np.log(600), (len(time), 1)))
     height = start * rng.gamma(2.0, 1.0, time.shape)
     decay = rng.uniform(0.3, 0.97, len(time))
-    return _recursion(decay, np.zeros(len(time)), height) * rng.choice([-1.0, 1.0], (len(time), 1), p=[0.2, 0.8])
+    sign: Float64 = rng.choice([-1.0, 1.0], (len(time), 1), p=[0.2, 0.8])
+    return sign * _recursion(decay, np.zeros(len(time)), height)
 
 
 def noise(rng: Generator, count: int, steps: int) -> Float64:
@@ -178,7 +184,8 @@ def noise(rng: Generator, count: int, steps: int) -> Float64:
     volatility = np.ones((count, steps))
     if len(wandering):
         volatility[wandering] = np.exp(0.7 * autoregressive(rng, np.empty((len(wandering), steps))))
-    return strength * volatility * np.choose(kind, [normal, laplace, student])
+    drawn: Float64 = np.choose(kind, [normal, laplace, student])
+    return strength * volatility * drawn
 
 
 def distort(rng: Generator, value: Float64) -> Float64:

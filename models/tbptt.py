@@ -50,7 +50,7 @@ def train_pass(
     length: int,
     optimizer: torch.optim.Optimizer,
     clip: float = 1.0,
-    after_update: Callable[[float], None] = lambda loss: None,
+    after_update: Callable[[float], None] = lambda _: None,
 ) -> float:
     """Runs once over the sequences, one update a chunk; returns the mean loss of the chunks."""
     state: State | None = None

@@ -1,7 +1,7 @@
 """Weights on disk: safetensors for the numbers, a JSON manifest for what they are, checked before they are used.
 
-safetensors notices neither a flipped bit nor a file of another model; the manifest's SHA-256 and shapes do. Nothing in
-these files can run code.
+safetensors notices neither a flipped bit nor a file of another model; the manifest's SHA-256 and shapes do. The
+manifest carries a SHA-256 of itself and is read only in the form in which it is written. Neither can run code.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 FORMAT, FORMAT_VERSION = "anomaly-streamer weights", 1
+SEAL = "manifest_sha256"
 BASE = Path(__file__).with_name("base.safetensors")
-MOST_BYTES = 1 << 30
+MOST_BYTES, MOST_MANIFEST_BYTES = 1 << 30, 1 << 24
+MOST_LAYERS = 64  # by eye: far above any use, far below what a damaged number could ask for
 
 
 class WeightsError(Exception):
@@ -52,14 +54,18 @@ class Weights:
 
 def manifest_path(path: Path) -> Path:
     """`base.safetensors` has `base.json` beside it."""
+    if path.suffix == ".json":
+        raise WeightsError(f"{path}: is the name of a manifest; name the weights, {path.with_suffix('.safetensors')}")
     return path.with_suffix(".json")
 
 
 def save(weights: Weights, path: Path) -> Weights:
-    """Writes both files, the manifest last; each appears whole or not at all."""
+    """Writes both files, the manifest last; each appears whole or not at all. Raises WeightsError as `check` does."""
+    beside = manifest_path(path)
+    check(path, weights.config, weights.tensors)
     raw = save_tensors({name: np.ascontiguousarray(value, np.float32) for name, value in weights.tensors.items()})
     digest = hashlib.sha256(raw).hexdigest()
-    manifest = {
+    manifest: dict[str, object] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": dataclasses.asdict(weights.config),
@@ -69,7 +75,7 @@ def save(weights: Weights, path: Path) -> Weights:
         "recipe": weights.recipe,
     }
     _write(path, raw)
-    _write(manifest_path(path), (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+    _write(beside, _sealed(manifest))
     return dataclasses.replace(weights, sha256=digest)
 
 
@@ -83,19 +89,21 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def load(path: Path = BASE) -> Weights:
-    """Reads and checks both files. Raises WeightsError, which names the file, for anything that is not as the manifest says."""
-    manifest = _manifest(manifest_path(path))
-    raw = _read(path)
+    """Reads both files. Raises WeightsError, which names the file, for anything that is not as the manifest says."""
+    beside = manifest_path(path)
+    manifest = _manifest(beside)
+    config = _config(beside, manifest.get("config"))
+    raw = _read(path, MOST_BYTES)
     digest = hashlib.sha256(raw).hexdigest()
-    if digest != manifest["sha256"]:
+    if digest != manifest.get("sha256"):
         raise WeightsError(
-            f"{path}: the file is damaged or of another model: its SHA-256 is {digest[:16]}..., "
-            f"its manifest wants {str(manifest['sha256'])[:16]}...; restore both files from one source"
+            f"{path}: the file is damaged or of another model: {len(raw)} bytes with SHA-256 {digest[:16]}..., its "
+            f"manifest wants {manifest.get('bytes')} bytes with {str(manifest.get('sha256'))[:16]}...; "
+            "restore both files from one source"
         )
     try:
         tensors = load_tensors(raw)
-        config = ForecasterConfig(**manifest["config"])  # type: ignore[arg-type]  # TypeError below says what is off
-    except (SafetensorError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # KeyError: a type that numpy has not
         raise WeightsError(f"{path}: cannot be read as weights: {error}") from error
     check(path, config, tensors)
     recipe = manifest.get("recipe")
@@ -130,19 +138,22 @@ def check(path: Path, config: ForecasterConfig, tensors: dict[str, NDArray[np.fl
             raise WeightsError(f"{path}: tensor {name} is not finite float32")
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most_bytes: int) -> bytes:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise WeightsError(f"{path}: {path.stat().st_size} bytes are no weights of this program")
+        size = path.stat().st_size
+        if size > most_bytes:
+            raise WeightsError(f"{path}: {size} bytes; {most_bytes} is the most that this program reads")
         return path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _manifest(path: Path) -> dict[str, object]:
+    raw = _read(path, MOST_MANIFEST_BYTES)
     try:
-        manifest = json.loads(_read(path))
-    except ValueError as error:
+        manifest = json.loads(raw)
+        written = _sealed({k: v for k, v in manifest.items() if k != SEAL}) if isinstance(manifest, dict) else b""
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: the manifest is not JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise WeightsError(f"{path}: is not a manifest of {FORMAT}")
@@ -150,6 +161,28 @@ def _manifest(path: Path) -> dict[str, object]:
         raise WeightsError(
             f"{path}: format version {manifest.get('format_version')!r}, this program reads {FORMAT_VERSION}"
         )
-    if not isinstance(manifest.get("config"), dict) or not isinstance(manifest.get("sha256"), str):
-        raise WeightsError(f"{path}: config or sha256 is missing")
+    if written != raw:
+        raise WeightsError(f"{path}: is damaged or was edited: it is not what its {SEAL} says; restore it")
     return manifest
+
+
+def _sealed(manifest: dict[str, object]) -> bytes:
+    """The manifest's file: one form for one content, with the SHA-256 of the content."""
+
+    def render(content: dict[str, object]) -> bytes:
+        return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+    return render({**manifest, SEAL: hashlib.sha256(render(manifest)).hexdigest()})
+
+
+def _config(path: Path, found: object) -> ForecasterConfig:
+    names = {field.name for field in dataclasses.fields(ForecasterConfig)}
+    if not isinstance(found, dict) or found.keys() != names:
+        raise WeightsError(f"{path}: config wants exactly {', '.join(sorted(names))}")
+    dropout, layers = found["dropout"], found["num_layers"]
+    sizes = (found["input_size"], found["hidden_size"], layers)
+    if not all(type(size) is int and size > 0 for size in sizes) or layers > MOST_LAYERS:
+        raise WeightsError(f"{path}: config wants sizes that are positive integers and at most {MOST_LAYERS} layers")
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise WeightsError(f"{path}: config wants a dropout from 0 to below 1, found {dropout!r}")
+    return ForecasterConfig(*sizes, dropout=float(dropout))
