@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import signal
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from streamer import snapshot
 from streamer.clock import Clock, SystemClock
 from streamer.engine import READING_REJECTIONS, Adjustment, Engine
-from streamer.errors import SettingsError
+from streamer.errors import SettingsError, StateError
 from streamer.http import Server
 from streamer.inbox import Inbox
 from streamer.log import configure, event, set_level
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 DISTRIBUTION = "anomaly-streamer"
 DRAIN_SECONDS = 3.0  # of the five within which SIGTERM is obeyed: for what is in the inbox and the last snapshot
+FILTERS_FILE = "filters.json"
+MOST_FILTERS = 1000
 FAREWELL_SECONDS = 1.5  # for the last acknowledgements and the word "offline"
 
 
@@ -46,6 +49,7 @@ class App:
         self._decoder = decoder_from(settings)
         weights = load_weights(settings)
         mqtt, limits = settings.mqtt, settings.limits
+        self._past_filters = _past_filters(self._directory.path / FILTERS_FILE)
         registry = Registry(
             limits.max_series, limits.new_series_per_minute, limits.new_series_burst, self._decoder.device
         )
@@ -65,6 +69,7 @@ class App:
             instance=settings.instance,
             client_id=settings.client_id,
             filters=mqtt.subscribe,
+            unwanted=self._past_filters,
             deliver=self._deliver,
             clock=self._clock,
             protocol=mqtt.protocol,
@@ -111,6 +116,7 @@ class App:
         """Takes the state directory, restores, serves, connects. Raises StateError or ServiceError."""
         self._directory.open()
         try:
+            self._remember_filters()
             self._restore()
             if self.http is not None:
                 self.http.start()
@@ -199,6 +205,14 @@ class App:
 
     # --- State ---
 
+    def _remember_filters(self) -> None:
+        """A broker's session outlives a setting: what was ever subscribed to must be taken back when it is left out."""
+        known = dict.fromkeys([*self._past_filters, *self._settings.mqtt.subscribe])
+        try:
+            (self._directory.path / FILTERS_FILE).write_text(json.dumps(list(known)[-MOST_FILTERS:]))
+        except OSError as error:
+            raise StateError(f"{self._directory.path}: cannot be written: {error.strerror}") from error
+
     def _restore(self) -> None:
         found, set_aside = snapshot.read_newest(self._directory.path)
         for bad in set_aside:
@@ -267,6 +281,15 @@ def _reload(app: App, load: Callable[[], Settings]) -> None:
         event(log, logging.ERROR, "settings refused, the old ones stay", reason=str(error))
         return
     app.reload(settings)
+
+
+def _past_filters(path: Path) -> list[str]:
+    """The filters of earlier runs with this state directory; none if the file is absent or not ours."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return []
+    return [each for each in found if isinstance(each, str)][:MOST_FILTERS] if isinstance(found, list) else []
 
 
 def _merged(old: Settings, new: Settings, names: list[str]) -> Settings:

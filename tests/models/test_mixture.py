@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import mixture
+from models.mixture import Float64
 
 
 def forecasts(seed: int, n: int = 20) -> np.ndarray:
@@ -16,11 +17,13 @@ def forecasts(seed: int, n: int = 20) -> np.ndarray:
     return mixture.unpack(head, rng.normal(size=n).astype(np.float32), step)
 
 
-def distribution(forecast: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """P(Y <= y) in float64."""
+def distribution(forecast: np.ndarray, y: np.ndarray, side: int = 1) -> Float64:
+    """P(Y <= y) in float64, or with side -1 P(Y > y): summed for itself, since 1 - P forgets what is rare."""
     f = forecast.astype(np.float64)
-    z = (y[:, None] - f[:, 1]) / f[:, 2]
-    return (f[:, 0] / (1 + np.exp(-np.clip(z, -700, 700)))).sum(axis=1)
+    weights = f[:, 0] / f[:, 0].sum(axis=1, keepdims=True)  # as float32 they sum to 1 but for 1e-7
+    z = side * (y[:, None] - f[:, 1]) / f[:, 2]
+    probability: Float64 = (weights / (1 + np.exp(-np.clip(z, -700, 700)))).sum(axis=1)
+    return probability
 
 
 @settings(max_examples=50, deadline=None)
@@ -42,9 +45,9 @@ def test_surprise_is_the_tail_probability(seed: int) -> None:
     """-log10 of twice the smaller tail, as float64 arithmetic has it where that does not underflow."""
     forecast = forecasts(seed)
     y = (np.random.default_rng(seed).normal(size=len(forecast)) * 3).astype(np.float32)
-    below = distribution(forecast, y.astype(np.float64))
-    tail = 2 * np.minimum(below, 1 - below)
-    sure = tail > 1e-6  # float32 weights sum to 1 to 1e-7
+    wide = y.astype(np.float64)
+    tail = 2 * np.minimum(distribution(forecast, wide), distribution(forecast, wide, -1))
+    sure = tail > 1e-290  # below, float64 gives out before the logarithms do
     wanted = np.maximum(-np.log10(np.where(sure, tail, 1.0)), 0.0)
     np.testing.assert_allclose(mixture.tail_surprise(forecast, y)[sure], wanted[sure], rtol=2e-3, atol=2e-3)
 
@@ -53,7 +56,7 @@ def test_surprise_stays_exact_where_probabilities_underflow() -> None:
     """A logistic's tail is exp(-z): at 1,000 scales the surprise is 1,000 / ln 10, less the two sides."""
     forecast = np.zeros((1, 3, 3), np.float32)
     forecast[:, 0, 0], forecast[:, 2] = 1.0, 1.0
-    found = mixture.tail_surprise(forecast, np.float32([1000.0]))
+    found = mixture.tail_surprise(forecast, np.array([1000.0], np.float32))
     np.testing.assert_allclose(found, (1000 - np.log(2)) / np.log(10), rtol=1e-5)
 
 

@@ -1,0 +1,207 @@
+"""Calibrated tails against known distributions, brute force and numbers that a person can check."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import calibration
+from models.calibration import ERROR, LEVEL, SURPRISE, VIEWS, Calibration, Column, Float64
+
+ONE = np.array([0])
+MEANS = np.array([0.5, 0.4, 0.3])  # of exponential views, each above its least excess
+A_FEW = st.lists(st.floats(0, 300, width=32), min_size=3, max_size=3)
+
+
+def taught(seed: int, readings: int, slots: int = 1, means: Float64 = MEANS) -> Calibration:
+    """Series that have shown so many exponential views with these means."""
+    rng = np.random.default_rng(seed)
+    tails = Calibration.allocate(slots)
+    for _ in range(readings):
+        tails.learn(np.arange(slots), (rng.exponential(size=(slots, len(VIEWS))) * means).astype(np.float32))
+    return tails
+
+
+def rarity(tails: Calibration, *views: float) -> list[float]:
+    return [float(value) for value in tails.rarity(ONE, np.array([views], np.float32))[0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1000), st.integers(0, 120), A_FEW, A_FEW)
+def test_rarity_grows_with_each_view(seed: int, readings: int, one: list[float], two: list[float]) -> None:
+    """An odder view is never less rare, and a view's rarity does not depend on the other views."""
+    tails = taught(seed, readings)
+    low, high = np.minimum(one, two), np.maximum(one, two)
+    rare_low, rare_high = rarity(tails, *low), rarity(tails, *high)
+    assert all(0 <= a <= b for a, b in zip(rare_low, rare_high, strict=True))
+    for view in range(len(VIEWS)):
+        mixed = low.copy()
+        mixed[view] = high[view]
+        assert rarity(tails, *mixed)[view] == rare_high[view]
+
+
+def test_a_new_series_has_the_prior() -> None:
+    """One reading in ten lies above the prior threshold; twenty-one mean excesses times ln 10 above it, one in a hundred.
+
+    Twenty-one, since the tail of a series without readings is widened by 1 + 20 / 1.
+    """
+    tails = Calibration.allocate(2)
+    assert rarity(tails, *calibration.PRIOR_THRESHOLD) == pytest.approx([1, 1, 1], abs=1e-6)
+    assert rarity(tails, *calibration.PRIOR_THRESHOLD / 2) == pytest.approx([0.5, 0.5, 0.5], abs=1e-6)
+    beyond = calibration.PRIOR_THRESHOLD + calibration.PRIOR_EXCESS * 21 * np.log(10)
+    assert rarity(tails, *beyond) == pytest.approx([2, 2, 2], rel=1e-5)
+    spelled_out = Calibration.allocate(1)
+    spelled_out.rows[0, Column.THRESHOLD : Column.EXCESS] = calibration.PRIOR_THRESHOLD
+    spelled_out.rows[0, Column.EXCESS :] = calibration.PRIOR_EXCESS
+    assert rarity(spelled_out, 3, 3, 3) == rarity(tails, 3, 3, 3)
+
+
+def test_a_look_teaches_nothing_and_a_reset_forgets() -> None:
+    """`rarity` leaves the rows alone; a reset slot answers as a new one, and its neighbours as before."""
+    tails = taught(1, 50, slots=3)
+    before = tails.rows.copy()
+    tails.rarity(np.arange(3), np.full((3, len(VIEWS)), 2, np.float32))
+    np.testing.assert_array_equal(tails.rows, before)
+    tails.reset(ONE)
+    assert rarity(tails, 2, 2, 2) == rarity(Calibration.allocate(1), 2, 2, 2)
+    np.testing.assert_array_equal(tails.rows[1:], before[1:])
+
+
+def test_slots_learn_side_by_side_as_alone() -> None:
+    """A series' tail does not depend on who else is in the wave."""
+    rng = np.random.default_rng(4)
+    views = rng.exponential(size=(200, 5, len(VIEWS))).astype(np.float32)
+    together, alone = Calibration.allocate(5), Calibration.allocate(5)
+    for row in views:
+        together.learn(np.arange(5), row)
+        for k in range(5):
+            alone.learn(np.array([k]), row[k : k + 1])
+        alone.learn(np.array([], np.intp), row[:0])  # nobody: nothing
+    np.testing.assert_allclose(together.rows, alone.rows, rtol=1e-6)
+
+
+def test_learned_tail_probabilities_are_right() -> None:
+    """On exponential data a view that has the chance p gets p within a factor of two or so, far beyond what was seen.
+
+    After 3,000 readings each, over 40 series: the typical series is right to a factor of 1.5, and nine of ten to a factor
+    of 1.6 at one in a hundred and of 4 at one in a million. The factor grows with the rarity, since the error of the
+    mean excess multiplies it.
+    """
+    tails = taught(2, 3000, slots=40)
+    for chance, factor in ((1e-1, 1.6), (1e-2, 1.7), (1e-3, 2.5), (1e-4, 3.5), (1e-6, 6.0)):
+        views = np.tile((-np.log(chance) * MEANS).astype(np.float32), (40, 1))
+        off = tails.rarity(np.arange(40), views) + np.log10(chance)  # in powers of ten
+        assert np.abs(np.median(off, axis=0)).max() < np.log10(1.5), chance
+        assert np.quantile(np.abs(off), 0.9) < np.log10(factor), chance
+
+
+def test_as_many_exceed_as_the_chance_says() -> None:
+    """Of fresh readings, about one in a hundred is rarer than one in a hundred: what the alarm budget rests on."""
+    tails = taught(3, 2000, slots=40)
+    rng = np.random.default_rng(30)
+    slots = np.repeat(np.arange(40), 500)
+    views = (rng.exponential(size=(len(slots), len(VIEWS))) * MEANS).astype(np.float32)
+    share = (tails.rarity(slots, views) > 2).mean(axis=0)
+    assert (np.abs(np.log10(share / 0.01)) < np.log10(1.5)).all()
+
+
+def test_a_young_series_is_not_stricter_than_its_age_allows() -> None:
+    """The same view, far out, is less rare for a series of thirty readings than for one of three thousand."""
+    far = np.full((20, len(VIEWS)), 5, np.float32)
+    young, old = taught(5, 30, slots=20), taught(5, 3000, slots=20)
+    assert (young.rarity(np.arange(20), far) < old.rarity(np.arange(20), far)).mean() > 0.9
+
+
+def test_one_wild_view_cannot_deafen_a_series() -> None:
+    """A view of 1e9 counts as eight mean excesses when it is learned: the bar hardly moves."""
+    tails = taught(6, 1000)
+    before = rarity(tails, 3, 3, 3)
+    tails.learn(ONE, np.full((1, len(VIEWS)), 1e9, np.float32))
+    after = rarity(tails, 3, 3, 3)
+    assert all(0.9 * b < a <= b for a, b in zip(after, before, strict=True))
+
+
+def test_a_peak_raises_the_bar() -> None:
+    """After an incident that ended by itself its peak is less rare; after a dozen such, it is no alarm any more."""
+    tails = taught(7, 2000)
+    peak = np.array([4.0, 3.0, 3.0], np.float32)
+    rare = [rarity(tails, *peak)]
+    for _ in range(12):
+        tails.learn_peak(0, peak)
+        rare.append(rarity(tails, *peak))
+    assert (np.diff(rare, axis=0) < 0).all()
+    strict = float(calibration.strictness(1.0, np.array([60.0]))[0])
+    assert min(rare[0]) / strict > 0.6
+    assert max(rare[-1]) / strict < 0.5
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.lists(A_FEW, min_size=1, max_size=30))
+def test_what_peaks_teach_is_bounded(seed: int, peaks: list[list[float]]) -> None:
+    """One peak raises the mean excess less than twofold, and no number of peaks beyond the highest of them."""
+    tails = taught(seed, 100)
+    first = tails.rows[0, Column.EXCESS :].copy()
+    threshold = tails.rows[0, Column.THRESHOLD : Column.EXCESS].copy()
+    for peak in peaks:
+        before = np.maximum(tails.rows[0, Column.EXCESS :], calibration.LEAST_EXCESS)
+        tails.learn_peak(0, np.array(peak, np.float32))
+        assert (tails.rows[0, Column.EXCESS :] <= 1.96 * before).all()
+    np.testing.assert_array_equal(tails.rows[0, Column.THRESHOLD : Column.EXCESS], threshold)
+    highest = np.max(np.array(peaks, np.float32), axis=0) - threshold
+    assert (tails.rows[0, Column.EXCESS :] <= np.maximum(highest, first) * 1.0001).all()
+    assert np.isfinite(tails.rows).all()
+
+
+def test_a_peak_on_a_new_series_counts_from_the_prior() -> None:
+    """A slot that has learned nothing takes the prior first, and its peak as one exceedance of it."""
+    tails = Calibration.allocate(2)
+    tails.learn_peak(1, np.array([1.0 + 2.0, 0.0, 0.0], np.float32))
+    assert not tails.rows[0].any()
+    excess = tails.rows[1, Column.EXCESS :]
+    assert excess[SURPRISE] == pytest.approx(0.45 + (2.0 - 0.45) / 20)
+    assert excess[[ERROR, LEVEL]] == pytest.approx(calibration.PRIOR_EXCESS[[ERROR, LEVEL]])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget", "wanted"),
+    [
+        (86_400.0, 1.0, 1.9606),  # a reading a day: 30.44 a month, three views each: one in 91.3
+        (3600.0, 1.0, 3.3408),  # an hour: 730.56 a month, one in 2,191.7
+        (60.0, 1.0, 5.1189),  # a minute: 43,833.6 a month, one in 131,500.8
+        (60.0, 10.0, 4.1189),  # ten alarms a month instead of one: ten times as likely
+        (1.0, 1.0, 6.8971),  # a second
+        (1e-9, 1.0, 9.0),  # never stricter than this
+        (1e9, 1.0, 1.5),  # never laxer
+        (60.0, 1e9, 1.5),
+    ],
+)
+def test_strictness_in_numbers(seconds: float, budget: float, wanted: float) -> None:
+    """-log10 of budget / readings a month / three views, between its limits."""
+    assert calibration.strictness(budget, np.array([seconds]))[0] == pytest.approx(wanted, abs=1e-4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 5) | st.just(float("nan")), st.floats(1.5, 9)), max_size=12),
+)
+def test_joint_score_is_that_of_the_rarest_among_k(parts: list[tuple[float, float]]) -> None:
+    """Each score as a probability, times the number of looks, at most one; back to a score; the largest of them."""
+    known = [(score, strict) for score, strict in parts if not np.isnan(score)]
+    chances = [(min(1.0, 10 ** -(score * strict) * len(known)), strict) for score, strict in known]
+    wanted = max((-np.log10(chance) / strict for chance, strict in chances), default=float("nan"))
+    columns = np.array(parts, np.float64).reshape(-1, 2)
+    found = calibration.joint_score(columns[:, 0], columns[:, 1])
+    assert found == pytest.approx(wanted, abs=1e-9, nan_ok=True)
+
+
+def test_joint_score_in_numbers() -> None:
+    """A lone series keeps its score; of ten, the rarest pays one power of ten; none has none."""
+    nan = float("nan")
+    assert calibration.joint_score(np.array([1.5]), np.array([5.0])) == pytest.approx(1.5)
+    assert calibration.joint_score(np.array([1.5, nan]), np.array([5.0, 5.0])) == pytest.approx(1.5)
+    ten = np.r_[1.5, np.zeros(9)]
+    assert calibration.joint_score(ten, np.full(10, 5.0)) == pytest.approx((7.5 - 1) / 5)
+    assert np.isnan(calibration.joint_score(np.array([nan]), np.array([5.0])))
+    assert np.isnan(calibration.joint_score(np.array([]), np.array([])))
