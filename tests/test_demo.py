@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
 
@@ -26,7 +26,7 @@ from streamer.demo.plant import Began, Ended, Plant, Report
 from streamer.demo.watch import AlarmEvent, Counters
 from streamer.errors import ServiceError, StreamerError
 from streamer.payloads import Columns, Decoder
-from tests.servers import free_port
+from tests.servers import answers, free_port
 from tests.waiting import wait_until
 
 START = first_moment(1_800_000_000.0)
@@ -93,14 +93,14 @@ def test_a_run_of_limited_time_has_every_fault_in_turn_and_sees_each_to_its_end(
     assert [label.number for label in labels] == list(range(1, len(labels) + 1))
     assert labels[0].start == START
     assert labels[-1].end <= end
-    assert all(late.start >= early.end + GRACE_SECONDS for early, late in zip(labels, labels[1:], strict=False))
+    assert all(late.start >= early.end + GRACE_SECONDS for early, late in pairwise(labels))
 
 
 def test_a_run_without_a_limit_has_faults_for_ever_and_all_of_them() -> None:
     """A hundred faults, at times that differ, of every scenario."""
     planned = list(islice(faults.plan(Random(1), START, None), 100))
     assert {scenario.what for scenario, _ in planned} == {scenario.what for scenario in faults.SCENARIOS}
-    pauses = [late.start - early.end for (_, early), (_, late) in zip(planned, planned[1:], strict=False)]
+    pauses = [late.start - early.end for (_, early), (_, late) in pairwise(planned)]
     assert len(set(pauses)) == len(pauses)
     assert min(pauses) >= GRACE_SECONDS
 
@@ -121,8 +121,8 @@ def test_every_payload_is_read_and_the_series_are_those_that_are_promised() -> N
         assert isinstance(event, Report)
         before = len(columns)
         assert decoder.decode(event.topic, event.payload, 1.0, columns) is None, event
-        said = set(columns.time[before:])
-        assert said == {1.0} or said == {pytest.approx(event.time, abs=1.0)}, event
+        for said in columns.time[before:]:
+            assert said == 1.0 if event.topic == devices.OUTDOORS else abs(said - event.time) <= 1.0, event
     assert len(devices.build(7)) == 16
     assert len(set(columns.key)) == 55
     assert not columns.rejected
@@ -146,22 +146,21 @@ def test_a_fault_touches_what_its_label_says_and_nothing_else() -> None:
     """Beside the same plant without faults, only readings of labelled series differ, and only in the fault's time."""
     seconds = 14_000.0
     calm = {(event.time, event.topic): event.payload for event in reports(seconds) if isinstance(event, Report)}
+    seen = reports(seconds, START + 600.0)
     decoder = Decoder()
     active: Fault | None = None
-    seen: list[Report | Began | Ended] = reports(seconds, START + 600.0)
     touched: set[tuple[int, str]] = set()
     for event in seen:
         if isinstance(event, Began):
             active = event.fault
         elif isinstance(event, Ended):
             active = None
-        elif calm.pop((event.time, event.topic)) != (payload := event.payload):
+        elif (undisturbed := calm.pop((event.time, event.topic))) != event.payload:
             assert active is not None
             assert active.start <= event.time <= active.end
             before, after = Columns(), Columns()
-            undisturbed = next(e for e in reports(seconds) if isinstance(e, Report) and e.time == event.time)
-            decoder.decode(event.topic, undisturbed.payload, 0.0, before)
-            decoder.decode(event.topic, payload, 0.0, after)
+            decoder.decode(event.topic, undisturbed, 0.0, before)
+            decoder.decode(event.topic, event.payload, 0.0, after)
             different = {k for k, a, b in zip(before.key, before.value, after.value, strict=True) if a != b}
             assert different <= set(active.keys)
             touched |= {(active.number, key) for key in different}
@@ -237,7 +236,7 @@ def test_lines_carry_the_plants_time_and_all_figures_of_an_alarm() -> None:
 
 def test_the_embedded_broker_carries_messages_and_gives_its_port_back(tmp_path: Path) -> None:
     """A real MQTT 5 round trip at QoS 1; afterwards nobody listens."""
-    got: list[bytes] = []
+    got: list[bytes | bytearray] = []
 
     def on_message(_client: Client, _userdata: object, message: MQTTMessage) -> None:
         got.append(message.payload)
@@ -321,17 +320,7 @@ def test_interrupt_stops_the_demo_within_five_seconds_and_still_gives_the_accoun
     assert complaints == ""
     assert account_of(output) == [0, 0, 0, 0]
     assert process.returncode == 1
-    with broker_refused(port):
-        pass
-
-
-@contextmanager
-def broker_refused(port: int) -> Iterator[None]:
-    """Nobody listens on the port."""
-    client = Client(CallbackAPIVersion.VERSION2, "late", protocol=MQTTProtocolVersion.MQTTv5)
-    with pytest.raises(ConnectionRefusedError):
-        client.connect(HOST, port)
-    yield
+    assert not answers(port)
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
