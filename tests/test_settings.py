@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import resource
 import subprocess
@@ -10,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -64,6 +65,13 @@ def misspelt(draw: st.DrawFn) -> tuple[str, str]:
     if at + 1 < len(name):
         slips.append(name[:at] + name[at + 1] + name[at] + name[at + 2 :])
     slip = draw(st.sampled_from(slips))
+    # `mqtt.hort` is as close to mqtt.port as to mqtt.host: what was meant, nobody can tell.
+    likeness = difflib.SequenceMatcher(b=slip)
+    closeness: dict[str, float] = {}
+    for other in NAMES:
+        likeness.set_seq1(other)
+        closeness[other] = likeness.ratio()
+    assume(all(closeness[other] < closeness[name] for other in NAMES if other != name))
     return name, slip
 
 
