@@ -62,7 +62,10 @@ class ManualClock:
 # --- Cadence: when a series is due -----------------------------------------------------------------------------------
 
 LEARNED_GAPS = 30  # before so many intervals are known nothing is due
-REGULAR_RATIO = 4.0  # a series whose longest interval is at most so many usual ones reports by the clock
+PROVEN_GAPS = 100
+# A series reports by the clock if its longest interval is at most so many usual ones. Random arrivals pass by chance once in 80
+# (30 intervals, ratio 2) or 160 (100 intervals, ratio 3): the longest of n exponential ones is below r with (1 - e^-r)^n.
+YOUNG_REGULAR_RATIO, REGULAR_RATIO = 2.0, 3.0
 REGULAR_LATE = 5.0  # such a series is silent after so many usual intervals,
 IRREGULAR_LATE = 3.0  # any other after so many of its longest,
 IRREGULAR_HISTORY_SECONDS = 2 * 86_400.0  # and only once two nights have shown how long that may be
@@ -117,11 +120,10 @@ class Cadence:
         """How long each of the first `count` series may keep quiet; infinite while that is not known."""
         rows = self.rows[:count]
         usual, longest = rows[:, _Column.USUAL], rows[:, _Column.LONGEST]
-        regular = longest <= REGULAR_RATIO * usual
+        gaps = rows[:, _Column.GAPS]
+        regular = longest <= np.where(gaps < PROVEN_GAPS, YOUNG_REGULAR_RATIO, REGULAR_RATIO) * usual
         allowed = np.where(regular, REGULAR_LATE * usual, IRREGULAR_LATE * longest)
-        unknown = (rows[:, _Column.GAPS] < LEARNED_GAPS) | (
-            ~regular & (now - rows[:, _Column.FIRST] < IRREGULAR_HISTORY_SECONDS)
-        )
+        unknown = (gaps < LEARNED_GAPS) | (~regular & (now - rows[:, _Column.FIRST] < IRREGULAR_HISTORY_SECONDS))
         return np.where(unknown, np.inf, np.maximum(allowed, LEAST_SILENCE_SECONDS))
 
     def quiet_seconds(self, count: int, now: float) -> NDArray[np.float64]:
