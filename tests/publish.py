@@ -1,4 +1,4 @@
-"""Publishes wide CSV files over MQTT, each as a device, at a multiple of their own speed. `python -m tests.publish --help`
+"""Publishes wide CSV files over MQTT, each as a device, at a multiple of their own speed; `--help` says how.
 
 A row becomes one JSON message on PREFIX/<name of the file>, with its time in the payload; QoS 1.
 """
