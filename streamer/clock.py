@@ -63,8 +63,9 @@ class ManualClock:
 
 LEARNED_GAPS = 30  # before so many intervals are known nothing is due
 PROVEN_GAPS = 100
-# A series reports by the clock if its longest interval is at most so many usual ones. Random arrivals pass by chance once
-# in 80 (30 intervals, ratio 2) or 160 (100, ratio 3): the longest of n exponential ones is below r with (1 - e^-r)^n.
+# A series reports by the clock if its longest interval is at most so many usual ones. Random arrivals pass by chance
+# once in 80 (30 intervals, ratio 2) or 160 (100, ratio 3): the longest of n exponential ones is below r with chance
+# (1 - e^-r)^n.
 YOUNG_REGULAR_RATIO, REGULAR_RATIO = 2.0, 3.0
 REGULAR_LATE = 5.0  # such a series is silent after so many usual intervals,
 IRREGULAR_LATE = 3.0  # any other after so many of its longest,

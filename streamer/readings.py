@@ -103,7 +103,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wave:
-    """The readings of a batch that were stepped: neither late nor duplicate, no slot twice. Arrays `(n,)` unless said."""
+    """The readings of a batch that were stepped: not late, no duplicate, no slot twice. Arrays `(n,)` or as said."""
 
     rows: NDArray[np.intp]
     """their row numbers in the batch"""

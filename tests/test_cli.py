@@ -77,14 +77,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for name in ("run", "demo", "check", "explain", "replay", "bench", "health", "version"):
+    for name in ("run", "demo", "check", "explain", "replay", "health", "version"):
         assert f"    {name} " in out
-
-
-def test_bench_takes_every_argument_as_it_is() -> None:
-    """What follows `bench` belongs to the measurement, options included."""
-    argv = ["ingest", "--json", "--help", "-x", "--set", "a=b"]
-    assert parser().parse_args(["bench", *argv]).arguments == argv
 
 
 @pytest.mark.parametrize("command", ["run", "check", "replay", "explain", "health"])

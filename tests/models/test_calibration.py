@@ -43,7 +43,7 @@ def test_rarity_grows_with_each_view(seed: int, readings: int, one: list[float],
 
 
 def test_a_new_series_has_the_prior() -> None:
-    """One reading in ten lies above the prior threshold; twenty-one mean excesses times ln 10 above it, one in a hundred.
+    """One in ten lies above the prior threshold; twenty-one mean excesses times ln 10 above it, one in a hundred.
 
     Twenty-one, since the tail of a series without readings is widened by 1 + 20 / 1.
     """
