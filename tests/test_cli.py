@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from models.weights import ForecasterConfig, Weights, expected_shapes, save
-from streamer.cli import main, parser
+from streamer.cli import main
 from streamer.http import Server
 from tests.servers import HOST, Certificates, free_port
 

@@ -85,7 +85,7 @@ def test_slots_learn_side_by_side_as_alone() -> None:
 def test_learned_tail_probabilities_are_right() -> None:
     """On exponential data a view that has the chance p gets p within a factor of two or so, far beyond what was seen.
 
-    After 3,000 readings each, over 40 series: the typical series is right to a factor of 1.5, and nine of ten to a factor
+    After 3,000 readings each, over 40 series: the typical series is right to a factor of 1.5, nine of ten to a factor
     of 1.6 at one in a hundred and of 4 at one in a million. The factor grows with the rarity, since the error of the
     mean excess multiplies it.
     """
