@@ -135,10 +135,12 @@ class ValueAlarms:
     def _follow(incident: _Incident, row: int, wave: Wave, scores: Scores) -> bool:
         """Adds a reading to an incident; True if there is something to tell."""
         alarm = replace(incident.alarm, updated_at=float(wave.time[row]), readings=incident.alarm.readings + 1)
+        incident.alarm = alarm
+        if incident.held_by_level and wave.levels[row, calibration.LEVEL] < CALM_SCORE:
+            return False  # the way back from a long fault surprises as much as the fault did, and is not worse
         score = float(scores.score[wave.rows[row]])
         if score > (alarm.score or 0.0):
-            alarm = _worst(alarm, row, wave, scores)
-        incident.alarm = alarm
+            incident.alarm = _worst(alarm, row, wave, scores)
         np.maximum(incident.peak_views, wave.views[row], out=incident.peak_views)
         if score > UPDATE_RATIO * incident.told_score:
             incident.told_score = score

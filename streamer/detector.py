@@ -138,13 +138,6 @@ class Detector:
         arrays: dict[str, NDArray[np.generic]] = {"recurrent": self.stepper.export(count)}
         return arrays | {name: array[:count].copy() for name, array in self._arrays().items()}
 
-    def check(self, arrays: dict[str, NDArray[np.generic]], count: int) -> None:
-        """Raises ValueError unless these are `count` rows of this detector's arrays."""
-        for name, array in self._arrays().items():
-            found = arrays.get(name)
-            if found is None or found.dtype != array.dtype or found.shape != (count, *array.shape[1:]):
-                raise ValueError(f"the state's array {name} does not fit")
-
     def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
         """Puts back what `export` gave; an array that is left out stays as it is."""
         for name, array in self._arrays().items():

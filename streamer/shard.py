@@ -18,6 +18,9 @@ from streamer.detector import Detector, no_scores, waves
 from streamer.readings import Alarm, Batch, Float64, Int32, Scores
 from streamer.registry import Registry, RegistryState
 
+MADE_BY_WEIGHTS = ("recurrent", "calibration")
+"""Arrays that mean nothing under other weights."""
+
 
 class Outcome(NamedTuple):
     """What a batch came to."""
@@ -128,12 +131,14 @@ class Shard:
 
     def export(self) -> State:
         """A copy of everything, in the order of the slots."""
-        count = self.registry.rows
-        arrays = self.detector.export(count) | {"cadence": self.cadence.rows[:count].copy()}
         rest = _Rest(
             self._weights_sha256, self.registry.state(), self.value_alarms.state(), self.silence_alarms.state()
         )
-        return State(arrays, msgspec.to_builtins(rest))
+        return State(self._arrays(self.registry.rows), msgspec.to_builtins(rest))
+
+    def _arrays(self, count: int) -> dict[str, NDArray[np.generic]]:
+        """Copies of the first `count` rows of every array."""
+        return self.detector.export(count) | {"cadence": self.cadence.rows[:count].copy()}
 
     def restore(self, state: State) -> str | None:
         """Becomes what `export` saw; for a shard that has met no reading. None, or what had to be left behind.
@@ -148,15 +153,24 @@ class Shard:
         count = len(rest.registry.keys)
         if count > self._max_series:
             raise ValueError(f"the state holds {count} series, limits.max_series allows {self._max_series}")
-        self.detector.check(state.arrays, count)
-        arrays, left_behind = dict(state.arrays), None
-        if rest.weights_sha256 != self._weights_sha256:
-            for name in ("recurrent", "calibration"):
-                arrays.pop(name)
-            left_behind = "the hidden states and the calibration: other weights had made them"
+        is_ours = rest.weights_sha256 == self._weights_sha256
+        arrays = {
+            name: _fitting(name, state.arrays.get(name), like, count)
+            for name, like in self._arrays(0).items()
+            if is_ours or name not in MADE_BY_WEIGHTS
+        }
         self.registry.restore(rest.registry)
         self.detector.restore(arrays)
         self.cadence.rows[:count] = arrays["cadence"]
         self.value_alarms.restore(rest.value_alarms)
         self.silence_alarms.restore(rest.silence_alarms)
-        return left_behind
+        return None if is_ours else "the hidden states and the calibration: other weights had made them"
+
+
+def _fitting(
+    name: str, found: NDArray[np.generic] | None, like: NDArray[np.generic], count: int
+) -> NDArray[np.generic]:
+    """The array, if it has `count` rows of the kind of `like`. Raises ValueError."""
+    if found is None or found.dtype != like.dtype or found.shape != (count, *like.shape[1:]):
+        raise ValueError(f"the state's array {name} does not fit")
+    return found

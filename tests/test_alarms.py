@@ -70,6 +70,19 @@ def test_a_jump_that_stays_keeps_its_alarm_and_teaches_nothing() -> None:
     assert whats(feed(target, calm(60, 1400), first=1400)) == ["closed"]
 
 
+def test_the_way_back_from_a_long_fault_is_not_its_worst_reading() -> None:
+    """By then the forecast expects the fault; the alarm goes on to show what was wrong, not that it is over."""
+    target = shard()
+    feed(target, calm(400))
+    fault = calm(60, 400) + 40
+    changes = feed(target, np.r_[fault, calm(20, 460)], first=400)
+    assert whats(changes) == ["opened", "closed"]
+    closed = changes[-1].alarm
+    assert closed.value in fault
+    assert closed.direction == "above"
+    assert closed.score == max(change.alarm.score or 0.0 for change in changes)
+
+
 def test_a_burst_that_comes_again_and_again_alarms_a_few_times_only() -> None:
     """What ends by itself raises the bar: the budget holds in the end."""
     target = shard()

@@ -1,0 +1,192 @@
+"""The shard: readings in, verdicts and changes of alarms out; restart = no restart."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.weights import ForecasterConfig
+from streamer.readings import Unscored
+from streamer.shard import Shard, State
+from tests.streams import START, batch, feed, new_shard, noise, random_weights, shipped_weights, stream
+
+KEYS = ["plant/a#t", "plant/a#p", "plant/b#t", "plant/b#p", "plant/c"]
+READINGS = stream(600, len(KEYS), seed=5)
+READINGS.value[[400, 401, 405, 500]] += 300.0
+
+
+def through_json(state: State) -> State:
+    """As a snapshot gives it back: arrays copied, the rest as JSON."""
+    rest = msgspec.json.decode(msgspec.json.encode(state.rest), type=dict[str, object])
+    return State({name: array.copy() for name, array in state.arrays.items()}, rest)
+
+
+def in_alarm() -> tuple[Shard, float]:
+    """A shard whose first series has a value alarm and whose device b is silent; and the time."""
+    shard = new_shard(KEYS)
+    shard.listen_from(START)
+    n = 120
+    for k in range(n):
+        shard.process(batch(np.arange(5), START + 60.0 * k, noise(5, k)), START + 60.0 * k)
+    now = START + 60.0 * n
+    for k in range(12):
+        shard.process(batch([0, 1, 4], now + 60.0 * k, [900.0, 20.0, 20.0]), now + 60.0 * k)
+    now += 60.0 * 11
+    shard.find_silent(now)
+    return shard, now
+
+
+def same(one: State, other: State) -> None:
+    assert through_json(one).rest == through_json(other).rest
+    assert one.arrays.keys() == other.arrays.keys()
+    for name, array in one.arrays.items():
+        np.testing.assert_array_equal(array, other.arrays[name], err_msg=name)
+
+
+@given(st.lists(st.integers(1, 599), max_size=30))
+@settings(max_examples=6, deadline=None)
+def test_verdicts_and_alarms_do_not_depend_on_how_the_stream_was_cut(at: list[int]) -> None:
+    """Scores to 1e-6; the same alarms with the same ids."""
+    whole, pieces = new_shard(KEYS, budget=30.0), new_shard(KEYS, budget=30.0)
+    now = float(READINGS.time[-1])
+    at_once = whole.process(READINGS, now)
+    edges = [0, *sorted(at), len(READINGS)]
+    parts = [pieces.process(READINGS[a:z], now) for a, z in pairwise(edges)]
+    np.testing.assert_allclose(np.concatenate([part.scores.score for part in parts]), at_once.scores.score, atol=1e-6)
+    told = sorted((change.what, change.alarm.id) for part in parts for change in part.changes)
+    assert told == sorted((change.what, change.alarm.id) for change in at_once.changes)
+    assert told  # there is something to compare
+
+
+def test_an_empty_batch_is_nothing() -> None:
+    """A turn whose messages held no reading for the model."""
+    outcome = new_shard(KEYS).process(batch([], [], []), START)
+    assert len(outcome.scores) == len(outcome.strictness) == len(outcome.changes) == 0
+
+
+def test_strictness_is_there_where_a_forecast_was() -> None:
+    """A late reading has none, and must not be counted in a device's joint score."""
+    outcome = new_shard(KEYS).process(batch([0, 1, 0], [START, START, START - 1], 1.0), START)
+    assert np.isnan(outcome.strictness).tolist() == [False, False, True]
+    assert outcome.scores.unscored.tolist() == [Unscored.WARMING, Unscored.WARMING, Unscored.LATE]
+
+
+@pytest.mark.parametrize("split", [3, 300])
+def test_restored_from_an_export_it_goes_on_as_if_nothing_had_happened(split: int) -> None:
+    """Restart = no restart: equal verdicts, equal alarms, equal states, bit for bit."""
+    first = new_shard(KEYS, budget=30.0)
+    feed(first, READINGS[:split], at_once=50)
+    second = Shard(new_shard([], max_series=50).registry, shipped_weights(), 50, budget_per_series_month=30.0)
+    assert second.restore(through_json(first.export())) is None
+    there, here = feed(first, READINGS[split:], at_once=50), feed(second, READINGS[split:], at_once=50)
+    np.testing.assert_array_equal(there.score, here.score)
+    same(first.export(), second.export())
+
+
+def test_open_alarms_of_both_kinds_outlive_a_restart() -> None:
+    """They neither close nor open again; they close when it is time, under the same id."""
+    first, now = in_alarm()
+    before = first.open_alarms()
+    assert [(alarm.kind, alarm.key) for alarm in before] == [("value", KEYS[0]), ("silent", "plant/b#*")]
+    second = new_shard([], max_series=5)
+    second.restore(through_json(first.export()))
+    assert second.open_alarms() == before
+    second.listen_from(START)
+    assert second.find_silent(now) == []
+    changes = second.process(batch([2, 3], now + 60, 20.0), now + 60).changes
+    assert [(change.what, change.alarm.id) for change in changes] == [("closed", before[1].id)]
+    told = [
+        change
+        for k in range(12)
+        for change in second.process(batch(0, now + 60.0 * (k + 1), 20.0), now + 60.0 * (k + 1)).changes
+    ]
+    assert [(change.what, change.alarm.id) for change in told] == [("closed", before[0].id)]
+
+
+def test_what_is_exported_does_not_change_with_the_shard() -> None:
+    """A snapshot is written while the engine goes on."""
+    shard, now = in_alarm()
+    state = shard.export()
+    kept = through_json(state)
+    shard.process(batch(np.arange(5), now + 60, 20.0), now + 60)
+    same(state, kept)
+
+
+def test_state_of_other_weights_keeps_statistics_and_leaves_the_hidden_state_behind() -> None:
+    """(h, c) and calibration mean nothing to other weights, of another width even less; what was measured stays."""
+    first, _ = in_alarm()
+    other = random_weights(ForecasterConfig(input_size=18, hidden_size=7))
+    second = new_shard([], weights=other, max_series=5)
+    left_behind = second.restore(through_json(first.export()))
+    assert left_behind is not None
+    assert "other weights" in left_behind
+    mine, theirs = second.export().arrays, first.export().arrays
+    assert not mine["recurrent"].any()
+    assert not mine["calibration"].any()
+    for name in mine.keys() - {"recurrent", "calibration"}:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+    assert second.open_alarms() == first.open_alarms()
+    assert len(second.registry) == len(KEYS)
+
+
+def test_a_state_that_does_not_fit_is_refused_whole() -> None:
+    """Wrong rows, another type, a missing array, no registry, too many series: nothing is taken over."""
+    first, _ = in_alarm()
+    good = through_json(first.export())
+    wrong = {
+        "array cadence does not fit": State({k: v for k, v in good.arrays.items() if k != "cadence"}, good.rest),
+        "array latest does not fit": State(good.arrays | {"latest": good.arrays["latest"][:-1]}, good.rest),
+        "array recurrent does not fit": State(good.arrays | {"recurrent": good.arrays["recurrent"][:, 1:]}, good.rest),
+        "array calibration does not fit": State(
+            good.arrays | {"calibration": good.arrays["calibration"].astype(np.float64)}, good.rest
+        ),
+        "not of this kind": State(good.arrays, {k: v for k, v in good.rest.items() if k != "registry"}),
+    }
+    for reason, state in wrong.items():
+        second = new_shard([], max_series=5)
+        with pytest.raises(ValueError, match=reason):
+            second.restore(state)
+        assert len(second.registry) == 0
+        same(second.export(), new_shard([], max_series=5).export())
+    with pytest.raises(ValueError, match=r"holds 5 series, limits\.max_series allows 4"):
+        new_shard([], max_series=4).restore(good)
+
+
+def test_an_evicted_series_closes_its_alarm_and_frees_its_slot() -> None:
+    """The next key that comes gets a slot without a past."""
+    shard, now = in_alarm()
+    changes = shard.evict(np.array([0]), now)
+    assert [(change.what, change.alarm.key) for change in changes] == [("closed", KEYS[0])]
+    assert shard.registry.find(KEYS[0]) is None
+    assert shard.registry.resolve(["plant/new"], now).tolist() == [0]
+    outcome = shard.process(batch(0, now, 5.0), now)
+    assert outcome.scores.unscored.tolist() == [Unscored.WARMING]
+    assert shard.cadence.allowed_seconds(1, now).tolist() == [np.inf]
+
+
+def test_series_that_are_warming_are_counted() -> None:
+    """Free slots are not."""
+    shard = new_shard(KEYS, max_series=50)
+    assert shard.warming() == len(KEYS)
+    feed(shard, batch([0] * 40, START + np.arange(40), noise(40)))
+    assert shard.warming() == len(KEYS) - 1
+    shard.evict(np.array([1]), START + 40)
+    assert shard.warming() == len(KEYS) - 2
+
+
+def test_a_series_is_live_until_it_is_stale_and_later_than_its_cadence_allows() -> None:
+    """An hourly sensor does not vanish from a dashboard after five minutes."""
+    shard = new_shard(["fast", "hourly", "never"])
+    for k in range(40):
+        shard.process(batch(1, START + 3600.0 * k, 1.0), START + 3600.0 * k)
+    now = START + 39 * 3600.0
+    for k in range(40):
+        shard.process(batch(0, now + k, 1.0), now + k)
+    assert shard.live(now + 200, 300.0).tolist() == [0, 1]
+    assert shard.live(now + 1000, 300.0).tolist() == [1]
+    assert shard.live(now + 6 * 3600, 300.0).tolist() == []
