@@ -223,9 +223,11 @@ def test_the_plant_runs_at_least_sixty_times_as_fast_as_the_wall() -> None:
 def test_lines_carry_the_plants_time_and_all_figures_of_an_alarm() -> None:
     """One line each, with value, expectation, band and score, and the fault that was seen."""
     alarm = AlarmEvent("opened", "id", "value", "p#flow", START, None, 17.06, 30.9, 29.0, 32.5, 1.14)
-    assert show.alarm_opened(alarm, a_fault()).endswith(
+    assert show.alarm_opened(alarm, a_fault(start=START - 10.0)).endswith(
         "08:00:00  ALARM   opened on p#flow: value 17.06, expected 30.9 (29 to 32.5), score 1.14 <- fault 1"
     )
+    late = AlarmEvent("opened", "id", "value", "p#flow", START, None, 17.06, 30.9, 29.0, 32.5, 1.14)
+    assert show.alarm_opened(late, a_fault(start=START - 700.0)).endswith("<- fault 1, only at its end")
     silent = AlarmEvent("opened", "id", "silent", "p#*", START, detail={"quiet_seconds": 407.6, "allowed_seconds": 50})
     assert "silent for 408 s, 50 s allowed <- FALSE ALARM" in show.alarm_opened(silent, None)
     assert show.figures(START, Counters(10, 55, 2), 1234.5).endswith("1,234 readings/s of 55 series; alarms open: 2")

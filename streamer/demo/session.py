@@ -122,7 +122,8 @@ class Account:
         self._clock = clock
         self._faults: list[Fault] = []
         self._alarms: list[Alarm] = []
-        self._shown: tuple[float, Counters] = (time.monotonic(), Counters(0, 0, 0))
+        self._scraped: tuple[float, Counters] = (time.monotonic(), Counters(0, 0, 0))
+        self._due_at = self._scraped[0] + FIGURES_SECONDS
 
     def take(self, event: Event) -> None:
         match event:
@@ -141,13 +142,18 @@ class Account:
 
     def show_figures(self) -> None:
         """A line of figures, when one is due."""
-        shown_at, before = self._shown
-        passed = time.monotonic() - shown_at
-        if passed < FIGURES_SECONDS:
+        now_at = time.monotonic()
+        if now_at < self._due_at:
             return
-        now = watch.counters(self._http_port)
-        _say(show.figures(self._clock.now(), now, (now.scored - before.scored) / passed))
-        self._shown = (shown_at + passed, now)
+        self._due_at = now_at + FIGURES_SECONDS
+        scraped_at, before = self._scraped
+        try:
+            now = watch.counters(self._http_port)
+        except OSError as error:  # a machine that is too busy for one scrape may have time for the next
+            _say(show.no_figures(self._clock.now(), str(error)))
+            return
+        _say(show.figures(self._clock.now(), now, (now.scored - before.scored) / (now_at - scraped_at)))
+        self._scraped = (now_at, now)
 
     def close(self, events: Events) -> None:
         """Takes in what is on its way, up to the daemon's goodbye."""

@@ -32,6 +32,11 @@ def figures(moment: float, counters: Counters, per_second: float) -> str:
     )
 
 
+def no_figures(moment: float, reason: str) -> str:
+    """The daemon did not answer a scrape."""
+    return _line(moment, "scored", f"/metrics has not answered: {reason}")
+
+
 def began(fault: Fault) -> str:
     """A fault begins."""
     return _line(fault.start, "FAULT", f"{fault.number} begins: {fault.what} ({fault.kind}) on {fault.keys[0]}")
@@ -44,7 +49,10 @@ def ended(fault: Fault, is_caught: bool) -> str:
 
 def alarm_opened(alarm: AlarmEvent, fault: Fault | None) -> str:
     """An alarm opens, and which fault it has seen."""
-    whose = f"fault {fault.number}" if fault else "FALSE ALARM: no fault there"
+    if fault is None:
+        whose = "FALSE ALARM: no fault there"
+    else:
+        whose = f"fault {fault.number}" + (", only at its end" if alarm.opened_at > fault.end else "")
     return _line(alarm.opened_at, "ALARM", f"opened on {alarm.key}: {_reason(alarm)} <- {whose}")
 
 
