@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamer import snapshot
-from streamer.clock import Clock, SystemClock
+from streamer.clock import Clock, Steps, SystemClock
 from streamer.engine import READING_REJECTIONS, Adjustment, Engine
 from streamer.errors import SettingsError, StateError
 from streamer.http import Server
@@ -45,6 +45,7 @@ class App:
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
+        self._steps = Steps(self._clock) if clock is None else None  # a clock that is handed in runs as it likes
         self._directory = StateDirectory(Path(settings.state.directory))
         self._decoder = decoder_from(settings)
         weights = load_weights(settings)
@@ -95,7 +96,7 @@ class App:
             clock=self._clock,
             publish=self._publish,
             acknowledge=self.link.ack,
-            is_hearing=lambda: self.link.status().subscribed,
+            is_hearing=self._is_hearing,
             save=self._save,
             snapshot_seconds=settings.state.snapshot_seconds,
             max_future_seconds=settings.clock.max_future_seconds,
@@ -187,6 +188,13 @@ class App:
                 self.metrics.dropped("inbox_full", len(refused))
         if refused:  # counted as lost; unacknowledged they would block the session
             self.link.ack(refused)
+
+    def _is_hearing(self) -> bool:
+        """Whether quiet is a sensor's own: not while there is no broker, nor when the wall clock has just been set."""
+        has_stepped = self._steps is not None and self._steps.has_stepped()
+        if has_stepped:
+            event(log, logging.WARNING, "the clock of this machine was set: silence is counted anew")
+        return self.link.status().subscribed and not has_stepped
 
     def _publish(self, message: Outgoing) -> bool:
         return self.link.publish(message.topic, message.payload, retain=message.retain)

@@ -59,6 +59,25 @@ class ManualClock:
         self._now = now
 
 
+STEP_SECONDS = 10.0  # NTP slews what is less than a second; silence begins at twenty
+
+
+class Steps:
+    """Notices that the wall clock was set, or that the machine slept: it has moved otherwise than the steady one.
+
+    A gateway without a battery starts in the past and is put right later: to every sensor that looks like days of quiet.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._apart = clock.now() - clock.monotonic()
+
+    def has_stepped(self) -> bool:
+        """Since the last call."""
+        before, self._apart = self._apart, self._clock.now() - self._clock.monotonic()
+        return abs(self._apart - before) > STEP_SECONDS
+
+
 # --- Cadence: when a series is due -----------------------------------------------------------------------------------
 
 LEARNED_GAPS = 30  # before so many intervals are known nothing is due
@@ -71,6 +90,7 @@ REGULAR_LATE = 5.0  # such a series is silent after so many usual intervals,
 IRREGULAR_LATE = 3.0  # any other after so many of its longest,
 IRREGULAR_HISTORY_SECONDS = 2 * 86_400.0  # and only once two nights have shown how long that may be
 LEAST_SILENCE_SECONDS = 20.0  # networks and brokers pause that long without anything being wrong
+LIVE_SHARE = 0.5  # of the event time that has passed: a reading that took less to arrive was held back with others
 FORGET_SECONDS = 14 * 86_400.0  # the longest interval fades by e in this time
 USUAL_RATE = 1 / 100
 
@@ -86,8 +106,9 @@ class _Column(enum.IntEnum):
 class Cadence:
     """How often each series reports, by what it has shown; arrays of one row a slot, owned by one thread.
 
-    An interval is the longer of two: between event times and between arrivals. A device that uploads an hour's readings
-    at once is due in an hour, not in a minute; a backlog that arrives in a burst does not make a series look fast.
+    An interval is the longer of two: between arrivals and between event times. Where the event times say that a reading
+    has waited for company, it teaches nothing: a device that uploads an hour's readings at once is due in an hour, not
+    in a minute, and neither a backlog nor a device's clock that jumps ahead changes what is usual.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -105,8 +126,9 @@ class Cadence:
         rows = self.rows[slots]
         arrival = rows[:, _Column.ARRIVAL]
         known = arrival > 0
-        interval = np.fmax(np.where(known, now - arrival, 0.0), np.nan_to_num(elapsed))
-        teaches = known & ordinary & (arrival >= self.listening_since) & (interval > 0)
+        waited, elapsed = np.where(known, now - arrival, 0.0), np.nan_to_num(elapsed)
+        interval = np.maximum(waited, elapsed)
+        teaches = known & ordinary & (arrival >= self.listening_since) & (waited > LIVE_SHARE * elapsed) & (waited > 0)
         gaps = rows[:, _Column.GAPS] + teaches
         rate = np.where(teaches, np.maximum(1 / np.maximum(gaps, 1), USUAL_RATE), 0.0)
         rows[:, _Column.USUAL] += rate * (interval - rows[:, _Column.USUAL])
