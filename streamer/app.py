@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from streamer import snapshot
+from streamer import signals, snapshot
 from streamer.clock import Clock, Steps, SystemClock
 from streamer.engine import READING_REJECTIONS, Adjustment, Engine
 from streamer.errors import SettingsError, StateError
@@ -186,7 +186,8 @@ class App:
             refused = self._inbox.put(messages)
             if refused:
                 self.metrics.dropped("inbox_full", len(refused))
-        if refused:  # counted as lost; unacknowledged they would block the session
+        # Counted as lost; unacknowledged they would block the session. At the end they are left to the next start.
+        if refused and not self._inbox.is_closed:
             self.link.ack(refused)
 
     def _is_hearing(self) -> bool:
@@ -263,21 +264,20 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
     """Runs the daemon until SIGTERM or SIGINT; SIGHUP reads the settings again by `load`. Returns the exit status."""
     settings = load()
     configure(settings.log.level, settings.log.format)
-    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before any thread exists, so that all inherit it
+    signals.hold()
     app = App(settings, clock)
     app.start()
     while True:
-        got = signal.sigtimedwait(signals, 1.0)
+        got = signals.wait(1.0)
         if app.engine.has_failed or not app.link.status().is_alive:
             event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
             return 1
         if got is None:
             continue
-        if got.si_signo == signal.SIGHUP:
+        if got is signal.SIGHUP:
             _reload(app, load)
             continue
-        event(log, logging.INFO, "stopping", signal=signal.Signals(got.si_signo).name)
+        event(log, logging.INFO, "stopping", signal=got.name)
         app.stop()
         return 0
 

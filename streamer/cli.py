@@ -158,6 +158,9 @@ def _settings(arguments: Arguments) -> Settings:
 def _run(arguments: Arguments) -> int:
     load = partial(_settings, arguments)
     load()  # a refusal must not wait for what the daemon imports
+    from streamer import signals
+
+    signals.hold()  # before numpy is imported
     from streamer.app import run
 
     return run(load)

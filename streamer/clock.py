@@ -65,7 +65,8 @@ STEP_SECONDS = 10.0  # NTP slews what is less than a second; silence begins at t
 class Steps:
     """Notices that the wall clock was set, or that the machine slept: it has moved otherwise than the steady one.
 
-    A gateway without a battery starts in the past and is put right later: to every sensor that looks like days of quiet.
+    A gateway without a battery starts in the past and is put right later: then every sensor seems to have been quiet
+    for days.
     """
 
     def __init__(self, clock: Clock) -> None:
