@@ -83,17 +83,16 @@ def test_slots_learn_side_by_side_as_alone() -> None:
 
 
 def test_learned_tail_probabilities_are_right() -> None:
-    """On exponential data a view that has the chance p gets p within a factor of two or so, far beyond what was seen.
+    """On exponential data a view that has the chance p gets p: the typical series within a factor of 1.4.
 
-    After 3,000 readings each, over 40 series: the typical series is right to a factor of 1.5, nine of ten to a factor
-    of 1.6 at one in a hundred and of 4 at one in a million. The factor grows with the rarity, since the error of the
-    mean excess multiplies it.
+    Nine series of ten after 3,000 readings: within the factors below, a third above what was measured. They grow with
+    the rarity, since the error of the mean excess multiplies it.
     """
     tails = taught(2, 3000, slots=40)
-    for chance, factor in ((1e-1, 1.6), (1e-2, 1.7), (1e-3, 2.5), (1e-4, 3.5), (1e-6, 6.0)):
+    for chance, factor in ((1e-1, 1.5), (1e-2, 1.7), (1e-3, 2.1), (1e-4, 2.6), (1e-6, 3.6)):
         views = np.tile((-np.log(chance) * MEANS).astype(np.float32), (40, 1))
         off = tails.rarity(np.arange(40), views) + np.log10(chance)  # in powers of ten
-        assert np.abs(np.median(off, axis=0)).max() < np.log10(1.5), chance
+        assert np.abs(np.median(off, axis=0)).max() < np.log10(1.4), chance
         assert np.quantile(np.abs(off), 0.9) < np.log10(factor), chance
 
 
