@@ -1,0 +1,88 @@
+"""`streamer bench`: what this machine makes of the daemon, in figures."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one measurement and prints a table, or JSON: 0 measured, 1 it could not be finished, 2 usage.
+
+    For the main thread. Raises StreamerError for what a person can mend.
+    """
+    arguments = parser().parse_args(argv)
+    from streamer.bench.ingest import Options, measure
+    from streamer.bench.processes import BenchError
+
+    options = Options(
+        messages=arguments.messages or (40_000 if arguments.quick else 400_000),
+        series=arguments.series or (200 if arguments.quick else 1000),
+        fields=arguments.fields,
+        qos=arguments.qos,
+        rate=arguments.rate,
+        seconds=arguments.seconds,
+        idle_seconds=2.0 if arguments.quick else 10.0,
+        latency_seconds=2.0 if arguments.quick else 10.0,
+        settings=tuple(arguments.overrides),
+    )
+    if options.series % options.fields:
+        parser().error(f"--series {options.series} is no multiple of --fields {options.fields}")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # or broker and daemon would be left behind
+    try:
+        report = measure(options, say=lambda line: print(line, file=sys.stderr, flush=True))
+    except BenchError as error:
+        print(f"streamer bench: {error}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(report.json() if arguments.json else report.table())
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line behind `streamer bench`."""
+    top = argparse.ArgumentParser(prog="streamer bench", description="Measure this machine.", allow_abbrev=False)
+    kinds = top.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    ingest = kinds.add_parser(
+        "ingest",
+        help="a load generator, a real mosquitto and the daemon: from a published message to its score",
+        description="Publish JSON messages to a private mosquitto, let the daemon score them, and print what it cost. "
+        "Everything runs on loopback and ends with the measurement.",
+        allow_abbrev=False,
+    )
+    ingest.add_argument("--messages", type=_count, metavar="N", help="of the load; 400000, with --quick 40000")
+    ingest.add_argument("--series", type=_count, metavar="N", help="that they belong to; 1000, with --quick 200")
+    ingest.add_argument("--fields", type=_count, default=1, metavar="N", help="readings in a message; 1")
+    ingest.add_argument("--qos", type=int, choices=(0, 1), default=1, help="of publisher and subscription; 1")
+    ingest.add_argument(
+        "--rate", type=_rate, default=0.0, metavar="N",
+        help="messages a second while latency is measured; without it, half of what the load has reached",
+    )  # fmt: skip
+    ingest.add_argument(
+        "--seconds", type=_rate, default=60.0, metavar="N", help="after which the load ends in any case; 60"
+    )
+    ingest.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+        help="a setting of the daemon, to compare with and without; may be repeated",
+    )  # fmt: skip
+    ingest.add_argument("--quick", action="store_true", help="a small load and short pauses: does it work at all")
+    ingest.add_argument("--json", action="store_true", help="print one JSON object")
+    return top
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 100_000_000:
+        raise argparse.ArgumentTypeError(f"found {text}; expected an integer from 1 to 100000000")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}; expected a number above 0")
+    return number
