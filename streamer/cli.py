@@ -101,6 +101,9 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--device-score", action="store_true", help="add a row `*` with the joint score of the device")
     _add_settings(replay)
 
+    bench = command("bench", _bench, "Measure this machine; `streamer bench --help` lists what.", options=False)
+    bench.add_argument("arguments", nargs="*", metavar="...", help="what to measure, and its options")
+
     health = command("health", _health, "Ask a running daemon whether it is healthy: exit status 0, or 1.")
     health.add_argument(
         "--url", help="where it serves HTTP, such as http://127.0.0.1:9479; without it, as the settings say"
@@ -185,6 +188,12 @@ def _replay(arguments: Arguments) -> int:
         settings.limits.max_series,
         device_score=arguments.device_score,
     )
+
+
+def _bench(arguments: Arguments) -> int:
+    from streamer.bench import main as bench
+
+    return bench(arguments.arguments)
 
 
 def _version(arguments: Arguments) -> int:

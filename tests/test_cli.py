@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from models.weights import ForecasterConfig, Weights, expected_shapes, save
-from streamer.cli import main
+from streamer.cli import main, parser
 from streamer.http import Server
 from tests.servers import HOST, Certificates, free_port
 
@@ -77,8 +77,14 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for name in ("run", "demo", "check", "explain", "replay", "health", "version"):
+    for name in ("run", "demo", "check", "explain", "replay", "bench", "health", "version"):
         assert f"    {name} " in out
+
+
+def test_bench_takes_every_argument_as_it_is() -> None:
+    """What follows `bench` belongs to the measurement, options included."""
+    argv = ["ingest", "--json", "--help", "-x", "--set", "a=b"]
+    assert parser().parse_args(["bench", *argv]).arguments == argv
 
 
 @pytest.mark.parametrize("command", ["run", "check", "replay", "explain", "health"])
