@@ -119,7 +119,7 @@ class Detector:
 
     def is_warming(self, count: int) -> Bool:
         """Which of the first `count` slots have no verdict yet."""
-        return self.statistics.narrow[:count, Narrow.COUNT] < WARM_READINGS
+        return self.statistics.narrow[:count, Narrow.COUNT] <= WARM_READINGS
 
     def evict(self, slots: Slots) -> None:
         """Forgets these series: their slots are as new."""

@@ -22,7 +22,7 @@ from streamer.clock import Clock
 from streamer.exposition import SeriesTable
 from streamer.inbox import Inbox
 from streamer.log import SparingLog, event
-from streamer.metrics import Metrics, TurnCounts
+from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Alarm, Batch, Float64, Message, Unscored
 from streamer.registry import FREE
@@ -102,7 +102,7 @@ class Engine:
         self.table: SeriesTable | None = None
         """the series as of the last sweep; replaced, never changed"""
         self.alarms: list[Alarm] = []
-        """the open alarms as of the last turn that changed one; replaced, never changed"""
+        """the open alarms as of the last change or sweep; replaced, never changed"""
 
     # --- For other threads ---
 
@@ -267,11 +267,12 @@ class Engine:
         self._publish_touched(now)
         self.table = self._series_table(now)
         shard = self._shard
+        self.alarms = shard.open_alarms()  # also those that a restored state has brought
         kinds = Counter(alarm.kind for alarm in self.alarms)
         with self._metrics.lock:
             self._metrics.set("series", len(shard.registry))
             self._metrics.set("series_warming", shard.warming())
-            for kind in ("value", "silent"):
+            for kind in ALARM_KINDS:
                 self._metrics.set("alarms_open", kinds[kind], kind)
             self._metrics.set("last_progress_timestamp_seconds", now)
 
@@ -286,6 +287,10 @@ class Engine:
 
     def _tell(self, changes: list[Change]) -> None:
         """To the log and to MQTT."""
+        if not changes:
+            return
+        self.alarms = self._shard.open_alarms()
+        still_open = {alarm.key: alarm for alarm in self.alarms}
         for change in changes:
             alarm = change.alarm
             level = logging.WARNING if change.what == "opened" else logging.INFO
@@ -295,13 +300,12 @@ class Engine:
                     expected=alarm.expected, lower=alarm.lower, upper=alarm.upper, score=alarm.score, view=alarm.view,
                 )  # fmt: skip
             self._send(outbox.alarm_event(self._instance, change))
-            if self._publish_series == "alarm":
-                if change.what == "closed":
-                    self._send(outbox.no_series_state(self._instance, alarm.key))
-                else:
-                    self._send(self._state_of_alarm(alarm))
-        if changes:
-            self.alarms = self._shard.open_alarms()
+            if self._publish_series != "off":
+                # A series that was in alarm and then fell silent has two; the state tells of one that is open.
+                shown = alarm if change.what != "closed" else still_open.get(alarm.key)
+                self._send(
+                    outbox.no_series_state(self._instance, alarm.key) if shown is None else self._state_of_alarm(shown)
+                )
 
     def _state_of_alarm(self, alarm: Alarm) -> outbox.Outgoing:
         figures = {
@@ -321,10 +325,11 @@ class Engine:
     def _publish_touched(self, now: float) -> None:
         """With `publish_series = all`: the state of each series that has reported since the last sweep."""
         shard = self._shard
+        is_warming = shard.detector.is_warming(shard.registry.rows)
         for slot in self._touched:
             score, value, expected, lower, upper = shard.detector.latest[slot].tolist()
             alarm = shard.value_alarms.alarm_of(slot)
-            state = "alarm" if alarm else "warming" if np.isnan(score) else "normal"
+            state = "alarm" if alarm else "normal" if not np.isnan(score) else "warming" if is_warming[slot] else "gap"
             figures = {"score": score, "value": value, "expected": expected, "lower": lower, "upper": upper}
             self._send(
                 outbox.series_state(
