@@ -1,0 +1,532 @@
+"""The engine, turned by hand: every message and reading has one fate, alarms are told, settings change in between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.weights import ForecasterConfig, Weights
+from streamer.clock import ManualClock
+from streamer.engine import (
+    LARGEST_VALUE,
+    MAX_BATCH,
+    READING_REJECTIONS,
+    STALE_SECONDS,
+    STUCK_SECONDS,
+    Adjustment,
+    Engine,
+)
+from streamer.inbox import Inbox
+from streamer.metrics import Metrics
+from streamer.outbox import Outgoing
+from streamer.payloads import Decoder, Rejection
+from streamer.readings import Message
+from streamer.registry import Registry
+from streamer.shard import Shard
+from tests import scrapes
+from tests.scrapes import Numbers, total
+from tests.streams import START, noise, random_weights, shipped_weights
+from tests.waiting import wait_until
+
+SMALL = random_weights(ForecasterConfig(input_size=18, hidden_size=4))
+"""where only the counting matters"""
+
+
+class Bench:
+    """An engine with real parts, and both ends of it in the test's hands."""
+
+    def __init__(
+        self,
+        *,
+        weights: Weights = SMALL,
+        max_series: int = 20,
+        burst: float = 1e9,
+        inbox_bytes: int = 10**9,
+        publish_series: Literal["alarm", "all", "off"] = "alarm",
+        silent: bool = True,
+        snapshot_seconds: float = 300.0,
+        exclude: tuple[str, ...] = (),
+        room: int = 10**9,
+    ) -> None:
+        self.clock = ManualClock(START)
+        self.inbox = Inbox(inbox_bytes)
+        self.metrics = Metrics(
+            "0",
+            START,
+            {
+                "messages_rejected_total": [reason.value for reason in Rejection],
+                "readings_rejected_total": [*(reason.value for reason in Rejection), *READING_REJECTIONS],
+            },
+            self.clock.monotonic,
+        )
+        self.metrics.measured("messages_queued", self.inbox.queued)
+        self.decoder = Decoder(own_prefix="streamer/gate/", exclude=exclude, max_fields=8)
+        self.shard = Shard(
+            Registry(max_series, burst, burst, self.decoder.device), weights, max_series, budget_per_series_month=1.0
+        )
+        self.published: list[Outgoing] = []
+        self.acknowledged: list[Message] = []
+        self.saves = 0
+        self.is_hearing = True
+        self.room = room
+        self.engine = Engine(
+            instance="gate",
+            shard=self.shard,
+            decoder=self.decoder,
+            inbox=self.inbox,
+            metrics=self.metrics,
+            clock=self.clock,
+            publish=self.publish,
+            acknowledge=self.acknowledge,
+            is_hearing=lambda: self.is_hearing,
+            save=self.save,
+            snapshot_seconds=snapshot_seconds,
+            silent=silent,
+            publish_series=publish_series,
+        )
+        self.metrics.watch_series(lambda: self.engine.table)
+
+    def publish(self, message: Outgoing) -> bool:
+        if len(self.published) >= self.room:
+            return False
+        self.published.append(message)
+        return True
+
+    def acknowledge(self, messages: Sequence[Message]) -> None:
+        self.acknowledged += messages
+
+    def save(self, shard: Shard) -> None:
+        assert shard is self.shard
+        self.saves += 1
+
+    def receive(self, *messages: Message) -> None:
+        """As the network thread does."""
+        with self.metrics.lock:
+            self.metrics.received(len(messages), sum(len(message.payload) for message in messages))
+            refused = self.inbox.put(list(messages))
+            if refused:
+                self.metrics.dropped("inbox_full", len(refused))
+
+    def turn(self, *messages: Message) -> None:
+        """One turn of everything that waits."""
+        self.receive(*messages)
+        self.engine.turn(self.inbox.take(MAX_BATCH, 0))
+
+    def say(self, topic: str, payload: str | bytes | float, *, retain: bool = False) -> Message:
+        raw = payload if isinstance(payload, bytes) else str(payload).encode()
+        return Message(topic, raw, 1, 1, retain, self.clock.now())
+
+    def report(self, topic: str, values: Sequence[float], *, every: float = 60.0) -> None:
+        """A turn for each value, in time."""
+        for value in values:
+            self.clock.advance(every)
+            self.turn(self.say(topic, value))
+
+    def numbers(self) -> Numbers:
+        return scrapes.parse(self.metrics.render("")[0].decode())
+
+    def events(self) -> list[dict[str, object]]:
+        """What was said of alarms, oldest first."""
+        return [json.loads(message.payload) for message in self.published if "/alarm/" in message.topic]
+
+    def states(self, topic: str) -> list[bytes]:
+        """The retained states of a series, oldest first."""
+        return [message.payload for message in self.published if message.topic == f"streamer/gate/series/{topic}"]
+
+
+# --- Every message and every reading has one fate ---
+
+TOPICS = st.sampled_from(
+    ["plant/a", "plant/b", "plant/c", "plant/d", "private/x", "streamer/gate/alarm/plant/a", "streamer/other/series/y"]
+)
+NUMBERS = st.one_of(
+    st.floats(-100, 100), st.sampled_from([1e31, -1e305, 0.0]), st.sampled_from([float("nan"), float("inf")])
+)
+TIMES = st.one_of(st.integers(-5000, 200), st.just(10_000)).map(lambda seconds: START + seconds)
+OBJECTS = st.dictionaries(st.sampled_from("abcdefghijkl"), st.one_of(NUMBERS, st.just("on"), st.none()), max_size=10)
+PAYLOADS = st.one_of(
+    NUMBERS.map(lambda number: str(number).encode()),
+    OBJECTS.map(lambda document: json.dumps(document).encode()),
+    st.tuples(TIMES, OBJECTS).map(lambda pair: json.dumps(pair[1] | {"time": pair[0]}).encode()),
+    st.tuples(TIMES, NUMBERS).map(lambda pair: json.dumps([{"time": pair[0], "value": pair[1]}] * 2).encode()),
+    st.binary(max_size=20),
+)
+
+
+@given(st.lists(st.lists(st.tuples(TOPICS, PAYLOADS, st.booleans()), max_size=12), min_size=1, max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_both_identities_hold_after_every_turn_whatever_came(turns: list[list[tuple[str, bytes, bool]]]) -> None:
+    """Garbage, retained and own messages, future and late times, wild numbers, refused series, a full inbox."""
+    bench = Bench(max_series=6, burst=4.0, inbox_bytes=3000, exclude=("private/**",))
+    received = 0
+    for number, messages in enumerate(turns):
+        received += len(messages)
+        bench.clock.advance(7.0)
+        bench.receive(*(bench.say(topic, payload, retain=retain) for topic, payload, retain in messages))
+        numbers = bench.numbers()  # raises if an identity does not hold, here with messages that wait
+        if number % 3 != 1:  # now and then several deliveries meet in one turn
+            bench.turn()
+            numbers = bench.numbers()
+            assert numbers["messages_queued", ""] == 0
+        assert numbers["messages_received_total", ""] == received
+    bench.turn()
+    numbers = bench.numbers()
+    assert len(bench.acknowledged) == received - numbers["messages_dropped_total", "inbox_full"]
+    refused = [numbers["readings_rejected_total", f"admission_{why}"] for why in ("rate", "full")]
+    assert sum(refused) == total(numbers, "series_refused_total")
+    assert len(bench.shard.registry) <= 6
+
+
+def test_each_fate_is_counted_by_its_name() -> None:
+    """One message of each kind."""
+    bench = Bench(exclude=("private/**",), max_series=2)
+    bench.turn(
+        bench.say("plant/a", 1.0),
+        bench.say("plant/a", 1.0, retain=True),
+        bench.say("private/a", 1.0),
+        bench.say("streamer/gate/alarm/plant/a", 1.0),
+        bench.say("plant/a", b"\xff"),
+        bench.say("plant/a", ""),
+        bench.say("plant/b", json.dumps({"time": START + 301, "x": 1})),
+        bench.say("plant/b", 2e30),
+        bench.say("plant/c", json.dumps({"x": 1, "y": 2})),
+    )
+    numbers = bench.numbers()
+    expected = {
+        ("messages_received_total", ""): 9,
+        ("messages_decoded_total", ""): 4,
+        ("messages_retained_total", ""): 1,
+        ("messages_ignored_total", ""): 2,
+        ("messages_rejected_total", "bad_utf8"): 1,
+        ("messages_rejected_total", "empty"): 1,
+        ("readings_decoded_total", ""): 5,
+        ("readings_unscored_total", "warming"): 2,
+        ("readings_rejected_total", "future"): 1,
+        ("readings_rejected_total", "out_of_range"): 1,
+        ("readings_rejected_total", "admission_full"): 1,
+        ("series_refused_total", "full"): 1,
+        ("turns_total", ""): 1,
+        ("series", ""): 2,
+    }
+    assert {name: numbers[name] for name in expected} == expected
+
+
+def test_a_reading_that_is_refused_founds_no_series() -> None:
+    """Neither a future time nor a number beyond all measure takes a slot."""
+    bench = Bench()
+    bench.turn(
+        bench.say("a", json.dumps({"time": START + 400, "x": 1})),
+        bench.say("b", 10 * LARGEST_VALUE),
+        bench.say("c", json.dumps({"time": START + 299, "x": 1})),
+        bench.say("d", LARGEST_VALUE),
+    )
+    assert [bench.shard.registry.key(slot) for slot in range(len(bench.shard.registry))] == ["c#x", "d"]
+
+
+def test_numbers_of_a_message_that_cannot_be_are_counted_beside_those_that_can() -> None:
+    """A message that is partly readable is decoded."""
+    bench = Bench()
+    bench.turn(bench.say("a", '{"x": 1, "y": 1e999, "z": 3}'))
+    numbers = bench.numbers()
+    assert numbers["messages_decoded_total", ""] == 1
+    assert numbers["readings_decoded_total", ""] == 3
+    assert numbers["readings_rejected_total", "not_finite"] == 1
+    assert numbers["readings_unscored_total", "warming"] == 2
+
+
+def test_refused_series_do_not_hold_up_those_that_are_known() -> None:
+    """A flood of new topics in the same turn: the known one is scored to the end."""
+    bench = Bench(max_series=3)
+    bench.report("known", noise(40).tolist())
+    for flood in range(10):
+        bench.clock.advance(60)
+        bench.turn(*(bench.say(f"flood/{flood}/{k}", 1.0) for k in range(50)), bench.say("known", 20.0))
+    numbers = bench.numbers()
+    assert numbers["readings_scored_total", ""] == 40 - 20 + 10
+    assert numbers["series_refused_total", "full"] == 10 * 50 - 2
+    assert numbers["series", ""] == 3
+
+
+def test_messages_are_acknowledged_when_their_readings_have_been_taken() -> None:
+    """In the same turn and in their order, the rejected ones too: nobody else will read them."""
+    bench = Bench()
+    messages = [bench.say("a", 1.0), bench.say("b", b"\xff"), bench.say("c", 2.0, retain=True)]
+    bench.turn(*messages)
+    assert bench.acknowledged == messages
+    assert bench.shard.cadence.arrival(1).tolist() == [START]
+
+
+def test_a_turn_without_messages_is_no_turn_of_the_counters() -> None:
+    """Idle turns make progress, and nothing else."""
+    bench = Bench()
+    for _ in range(5):
+        bench.clock.advance(1.0)
+        bench.turn()
+    assert bench.numbers()["turns_total", ""] == 0
+    assert bench.numbers()["last_progress_timestamp_seconds", ""] == START + 5
+    assert bench.engine.trouble() is None
+
+
+# --- Alarms are told ---
+
+
+def test_a_fault_is_told_as_event_and_as_retained_state() -> None:
+    """Opened, then closed: the state appears and is taken back; the counters follow."""
+    bench = Bench(weights=shipped_weights())
+    bench.report("oven", noise(300).tolist())
+    assert bench.published == []
+    bench.report("oven", [90.0])
+    opened = bench.events()[0]
+    assert (opened["event"], opened["key"], opened["value"], opened["direction"]) == ("opened", "oven", 90.0, "above")
+    state = json.loads(bench.states("oven")[-1])
+    assert (state["state"], state["alarm"], state["value"]) == ("alarm", opened["id"], 90.0)
+    assert [alarm.id for alarm in bench.engine.alarms] == [opened["id"]]
+    assert bench.numbers()["alarms_open", "value"] == 1
+    bench.report("oven", noise(20, 5).tolist())
+    assert [(event["event"], event["id"]) for event in bench.events() if event["event"] != "updated"] == [
+        ("opened", opened["id"]),
+        ("closed", opened["id"]),
+    ]
+    assert bench.states("oven")[-1] == b""
+    numbers = bench.numbers()
+    assert (numbers["alarms_opened_total", "value"], numbers["alarms_closed_total", "value"]) == (1, 1)
+    assert numbers["alarms_open", "value"] == 0
+    assert numbers["publishes_total", ""] == len(bench.published)
+    assert bench.engine.alarms == []
+
+
+def test_a_silent_device_is_told_and_taken_back_when_it_returns() -> None:
+    """Found by a sweep, without any message."""
+    bench = Bench()
+    for _ in range(60):
+        bench.clock.advance(60)
+        bench.turn(bench.say("oven", '{"t": 20, "p": 1}'))
+    bench.clock.advance(290)
+    bench.turn()
+    assert bench.events() == []
+    bench.clock.advance(20)
+    bench.turn()
+    (event,) = bench.events()
+    assert (event["event"], event["kind"], event["key"]) == ("opened", "silent", "oven#*")
+    assert json.loads(bench.states("oven%23*")[-1])["state"] == "silent"
+    assert bench.numbers()["alarms_opened_total", "silent"] == 1
+    assert bench.numbers()["alarms_open", "silent"] == 1
+    bench.clock.advance(60)
+    bench.turn(bench.say("oven", '{"t": 20, "p": 1}'))
+    assert [event["event"] for event in bench.events()] == ["opened", "closed"]
+    assert bench.states("oven%23*")[-1] == b""
+    assert bench.numbers()["alarms_closed_total", "silent"] == 1
+
+
+def test_an_alarm_that_outlives_another_on_its_series_keeps_the_state() -> None:
+    """A sensor in alarm falls silent and comes back: the value alarm is still open, and the state says so."""
+    bench = Bench(weights=shipped_weights())
+    bench.report("oven", noise(300).tolist())
+    bench.report("oven", [90.0] * 5)
+    bench.clock.advance(600)
+    bench.turn()
+    assert json.loads(bench.states("oven")[-1])["state"] == "silent"
+    bench.clock.advance(60)
+    bench.turn(bench.say("oven", 90.0))
+    assert json.loads(bench.states("oven")[-1])["state"] == "alarm"
+    assert [alarm.kind for alarm in bench.engine.alarms] == ["value"]
+
+
+@pytest.mark.parametrize("how", ["not hearing", "switched off"])
+def test_silence_is_not_looked_for_where_it_says_nothing(how: str) -> None:
+    """Without a broker every sensor is quiet; and an operator may not want to know."""
+    bench = Bench(silent=how != "switched off")
+    bench.report("oven", noise(60).tolist())
+    bench.is_hearing = how != "not hearing"
+    bench.clock.advance(3600)
+    bench.turn()
+    assert bench.events() == []
+
+
+def test_silence_is_counted_anew_when_the_broker_is_back() -> None:
+    """The hour without it is nobody's fault."""
+    bench = Bench()
+    bench.report("oven", noise(60).tolist())
+    bench.is_hearing = False
+    bench.clock.advance(3600)
+    bench.turn()
+    bench.is_hearing = True
+    bench.clock.advance(1)
+    bench.turn()
+    bench.clock.advance(200)
+    bench.turn()
+    assert bench.events() == []
+    bench.clock.advance(200)
+    bench.turn()
+    assert [event["kind"] for event in bench.events()] == ["silent"]
+
+
+def test_all_states_are_published_when_that_is_wanted() -> None:
+    """`publish_series = all`: warming, normal, gap and alarm, once a sweep for what has reported."""
+    bench = Bench(weights=shipped_weights(), publish_series="all")
+
+    def state_after(value: float, seconds: float = 60.0) -> str:
+        bench.report("oven", [value], every=seconds)
+        state: str = json.loads(bench.states("oven")[-1])["state"]
+        return state
+
+    assert [state_after(value) for value in noise(300).tolist()] == ["warming"] * 20 + ["normal"] * 280
+    published = len(bench.published)
+    bench.clock.advance(60)
+    bench.turn()
+    assert len(bench.published) == published  # nothing has come
+    assert state_after(90.0) == "alarm"
+    assert [state_after(value) for value in noise(20, 5).tolist()][-1] == "normal"
+    assert state_after(20.0, 86_400) == "gap"
+
+
+def test_no_state_is_published_when_that_is_wanted() -> None:
+    """`publish_series = off` leaves the events."""
+    bench = Bench(weights=shipped_weights(), publish_series="off")
+    bench.report("oven", noise(300).tolist())
+    bench.report("oven", [90.0])
+    assert len(bench.events()) == len(bench.published) == 1
+
+
+def test_what_finds_no_room_is_counted() -> None:
+    """The link's queue is full: the stream goes on, and the loss is seen."""
+    bench = Bench(weights=shipped_weights(), room=1)
+    bench.report("oven", noise(300).tolist())
+    bench.report("oven", [90.0])
+    numbers = bench.numbers()
+    assert (numbers["publishes_total", ""], numbers["publishes_dropped_total", ""]) == (1, 1)
+
+
+def test_alarms_that_a_restored_state_brings_are_shown() -> None:
+    """They were opened by an earlier run, and are no less open."""
+    before = Bench(weights=shipped_weights())
+    before.report("oven", noise(300).tolist())
+    before.report("oven", [90.0])
+    bench = Bench(weights=shipped_weights())
+    bench.shard.restore(before.shard.export())
+    bench.turn()
+    assert bench.engine.alarms == before.engine.alarms
+    assert bench.numbers()["alarms_open", "value"] == 1
+
+
+# --- Between turns ---
+
+
+def test_settings_change_between_two_turns() -> None:
+    """Which topics are read, the budget, whether silence is told; the last word counts."""
+    bench = Bench()
+    bench.turn(bench.say("a", 1.0))
+    bench.engine.adjust(Adjustment(bench.decoder, 7.0, silent=True))
+    bench.engine.adjust(Adjustment(Decoder(exclude=("a",)), 5.0, silent=False))
+    assert bench.shard.detector.budget_per_series_month == 1.0
+    bench.turn(bench.say("a", 1.0), bench.say("b", 1.0))
+    assert bench.shard.detector.budget_per_series_month == 5.0
+    numbers = bench.numbers()
+    assert (numbers["messages_ignored_total", ""], numbers["messages_decoded_total", ""]) == (1, 2)
+
+
+def test_a_larger_budget_makes_the_same_reading_score_higher() -> None:
+    """A score of 1 is the rarity that the budget allows."""
+    scores = []
+    for budget in (1.0, 100.0):
+        bench = Bench(weights=shipped_weights())
+        bench.report("oven", noise(100).tolist())
+        bench.engine.adjust(Adjustment(bench.decoder, budget, silent=True))
+        bench.report("oven", [23.0])
+        scores.append(float(bench.shard.detector.latest[0, 0]))
+    assert scores[0] < scores[1]
+
+
+def test_state_is_saved_when_it_is_time() -> None:
+    """Every `snapshot_seconds`, whether there were messages or not."""
+    bench = Bench(snapshot_seconds=100.0)
+    for _ in range(25):
+        bench.clock.advance(10)
+        bench.turn()
+    assert bench.saves == 2
+
+
+def test_the_table_of_series_holds_the_last_verdicts_of_what_is_not_stale() -> None:
+    """What scrapes and pages show; a series that stopped disappears."""
+    bench = Bench()
+    bench.report("a", noise(40).tolist())
+    bench.report("b", [1.0])
+    table = bench.engine.table
+    assert table is not None
+    assert table.keys == ["a", "b"]
+    assert table.value.tolist() == [noise(40)[-1], 1.0]
+    assert np.isnan(table.score).tolist() == [False, True]
+    bench.clock.advance(STALE_SECONDS + 1)
+    bench.turn(bench.say("c", 1.0))
+    table = bench.engine.table
+    assert table is not None
+    assert table.keys == ["c"]
+
+
+# --- The thread ---
+
+
+def test_it_takes_what_waits_and_ends_with_a_save() -> None:
+    """Closing the inbox ends the thread when everything is settled; the last state is saved."""
+    bench = Bench()
+    bench.engine.start()
+    bench.receive(*(bench.say("a", float(k)) for k in range(100)))
+    wait_until(lambda: bench.inbox.queued() == 0, 20, "everything settled")
+    bench.receive(*(bench.say("a", float(k)) for k in range(100)))
+    bench.inbox.close()
+    assert bench.engine.stop(20)
+    assert bench.numbers()["messages_decoded_total", ""] == 200
+    assert bench.saves == 1
+    assert bench.engine.trouble() is None
+
+
+def test_an_engine_that_was_never_started_can_be_stopped() -> None:
+    """A start that failed half-way is taken back."""
+    assert Bench().engine.stop(1)
+
+
+def test_an_engine_that_stands_still_is_in_trouble() -> None:
+    """Judged by finished turns, not by a timer."""
+    bench = Bench()
+    bench.turn()
+    bench.clock.advance(STUCK_SECONDS)
+    assert bench.engine.trouble() is None
+    bench.clock.advance(1.0)
+    assert bench.engine.trouble() == "the engine has not finished a turn for 31 seconds"
+    bench.turn()
+    assert bench.engine.trouble() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_fails_says_so() -> None:
+    """A bug ends the thread; nothing is saved, nothing looks fine, `stop` does not claim success."""
+    bench = Bench()
+
+    def fail(messages: Sequence[Message]) -> None:
+        raise IndexError("a bug")
+
+    failing = Engine(
+        instance="gate",
+        shard=bench.shard,
+        decoder=bench.decoder,
+        inbox=bench.inbox,
+        metrics=bench.metrics,
+        clock=bench.clock,
+        publish=bench.publish,
+        acknowledge=fail,
+        is_hearing=lambda: True,
+        save=bench.save,
+    )
+    failing.start()
+    bench.receive(bench.say("a", 1.0))
+    wait_until(lambda: failing.has_failed, 20, "the failure")
+    assert "IndexError" in (failing.trouble() or "")
+    assert not failing.stop(5)
+    assert bench.saves == 0
+    assert bench.numbers()["messages_queued", ""] == 1
