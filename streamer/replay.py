@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import numpy as np
 
@@ -22,8 +22,11 @@ from models import calibration
 from streamer.engine import LARGEST_VALUE
 from streamer.errors import InputError
 from streamer.readings import Batch, Float64, Scores
-from streamer.registry import Registry
+from streamer.registry import FREE, Registry
 from streamer.shard import Shard
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 class Writer(Protocol):
@@ -98,16 +101,28 @@ def _parquet_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield 1, list(file.schema_arrow.names)
         number = 1
         for batch in file.iter_batches():
-            for record in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            for record in zip(*(_column(column).to_pylist() for column in batch.columns), strict=True):
                 number += 1
                 yield number, [_cell(value) for value in record]
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
+def _column(column: pyarrow.Array) -> pyarrow.Array:
+    """Python's time has microseconds, and a float of epoch seconds hardly more; pandas writes nanoseconds."""
+    import pyarrow
+
+    kind = column.type
+    if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
+        return column.cast(pyarrow.timestamp("us", kind.tz), safe=False)
+    return column
+
+
 def _cell(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(int(value))
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
@@ -125,7 +140,7 @@ def _check_names(place: Path | str, names: list[str]) -> None:
 def _time(cell: str, place: str) -> float:
     """Epoch seconds or ISO 8601; without a zone it is UTC."""
     try:
-        time = float(cell)
+        time = _float(cell)
     except ValueError:
         try:
             moment = datetime.fromisoformat(cell.strip())
@@ -141,9 +156,15 @@ def _value(cell: str, place: str) -> float | None:
     if not cell.strip():
         return None
     try:
-        return float(cell)
+        return _float(cell)
     except ValueError:
         raise InputError(f"{place}: found {cell[:40]!r}; expected a number or an empty cell") from None
+
+
+def _float(cell: str) -> float:
+    if "_" in cell:  # Python reads 1_0 as 10
+        raise ValueError
+    return float(cell)
 
 
 # --- Scoring ---
@@ -179,6 +200,8 @@ def _step(
     value = np.array([rows[i].values[k] for i, k in cells], np.float64)
     good = np.flatnonzero(np.isfinite(value) & (np.abs(value) <= LARGEST_VALUE))
     slot = shard.registry.resolve([keys[row] for row in good.tolist()], 0.0)
+    if (slot == FREE).any():
+        raise InputError(f"found more than {len(shard.registry)} series; expected fewer, or a larger limits.max_series")
     batch = Batch(slot, time[good], value[good], np.zeros(len(good), np.uint8))
     outcome = shard.process(batch, max(row.time for row in rows.values()))
     place = dict(zip(good.tolist(), range(len(good)), strict=True))
@@ -223,13 +246,16 @@ def _number(value: float) -> str:
 # --- The command ---
 
 
-def _open(output: Path | None, path: Path, *, many: bool) -> AbstractContextManager[TextIO]:
-    """Where the scores of one file go."""
+def _open(output: Path | None, path: Path, files: list[Path]) -> AbstractContextManager[TextIO]:
+    """Where the scores of one of the files go."""
+    many = len(files) > 1
     if output is None:
         if many:
             raise InputError("found several files; expected --output OUT, the folder for their scores")
         return nullcontext(sys.stdout)
     target = output / f"{path.stem}.csv" if many else output
+    if target.exists() and any(target.samefile(each) for each in files):
+        raise InputError(f"{target}: found the same file as input and as output; expected another --output")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target.open("w", newline="", encoding="utf-8")
@@ -255,7 +281,7 @@ def replay_command(
     with ExitStack() as stack:
         outputs: list[TextIO] = []
         for path in files:
-            outputs.append(stack.enter_context(_open(output, path, many=len(files) > 1)))
+            outputs.append(stack.enter_context(_open(output, path, files)))
         counts = replay(files, shard, outputs, device_score=device_score)
     sys.stderr.write(", ".join(f"{name} {count}" for name, count in counts.items()) + "\n")
     return 0

@@ -139,6 +139,14 @@ def test_parquet_is_as_csv(tmp_path: Path) -> None:
         ("time,x\n1,two\n", "line 2"),
         ("time,x,x\n1,2,3\n", "more than once"),
         ("time,*\n1,2\n", "not *"),
+        ("time,x\n1,2\n2,1_0\n", "line 3"),
+        ("time,x\n1_0,2\n", "line 2"),
+        ("time,x\n,2\n", "line 2"),
+        ("time,x\n1,2\n1e999,2\n", "line 3"),
+        ("time,series,value\n1,*,2\n", "line 2"),
+        ("time,series,value\n1,,2\n", "line 2"),
+        ("time,x,\n1,2,3\n", "not empty"),
+        ("time,x\n1,2,3\n", "found 3 cells"),
     ],
 )
 def test_a_file_that_cannot_be_understood_is_named_with_its_line(tmp_path: Path, text: str, named: str) -> None:
@@ -148,6 +156,99 @@ def test_a_file_that_cannot_be_understood_is_named_with_its_line(tmp_path: Path,
     with pytest.raises(InputError, match=r"bad\.csv") as caught:
         list(read_rows(path))
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Paris"])
+def test_parquet_times_of_any_unit_are_read(tmp_path: Path, unit: str, zone: str | None) -> None:
+    """pandas writes nanoseconds; a column without a zone is UTC. Booleans are numbers, nulls are empty cells."""
+    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    times = pyarrow.array([1_700_000_000 * per_second + (0 if unit == "s" else per_second // 4)]).cast(
+        pyarrow.timestamp(unit, zone)
+    )
+    table = pyarrow.table({"time": times, "open": [True], "absent": pyarrow.array([None], pyarrow.float64())})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    (row,) = read_rows(tmp_path / "t.parquet")
+    assert row.time == 1_700_000_000 + (0 if unit == "s" else 0.25)
+    assert list(row.values) == [1.0, None]
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    """Damaged, or something else under that name."""
+    path = tmp_path / "bad.parquet"
+    path.write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(InputError, match=r"bad\.parquet: cannot be read as Parquet"):
+        list(read_rows(path))
+
+
+def test_a_byte_order_mark_crlf_and_spaces_do_not_matter(tmp_path: Path) -> None:
+    """Spreadsheets write them; time is echoed as it stands there."""
+    path = tmp_path / "excel.csv"
+    path.write_bytes(b"\xef\xbb\xbftime , a \r\n 1.50, 2\r\n\r\n")
+    (row,) = read_rows(path)
+    assert (row.text, row.time, list(row.names), list(row.values)) == (" 1.50", 1.5, ["a"], [2.0])
+
+
+def test_an_alarm_is_named_on_each_of_its_rows(tmp_path: Path) -> None:
+    """From the reading that opened it to the last one before it closed; on the row of the device too."""
+    values = wave(300)
+    values[250] = 90.0
+    (rows,) = run(write(tmp_path / "a.csv", "time,x", [(60 * k, v) for k, v in enumerate(values)]), device_score=True)
+    named = [k for k, row in enumerate(rows[::2]) if row["alarm"]]
+    assert named[0] == 250
+    assert named == list(range(250, 250 + len(named)))
+    assert 10 <= len(named) < 40
+    assert len({row["alarm"] for row in rows[::2]}) == 2
+    assert [row["alarm"] for row in rows[::2]] == [row["alarm"] for row in rows[1::2]]
+
+
+def test_a_row_of_a_device_without_any_reading_has_an_empty_joint_score(tmp_path: Path) -> None:
+    """One row `*` for each input row, in the long form as in the wide one."""
+    path = write(tmp_path / "w.csv", "time,x,y", [(0, 1, 2), (60, "", ""), (120, "", 3)])
+    (rows,) = run(path, device_score=True)
+    assert [row["series"] for row in rows] == ["x", "y", "*", "*", "y", "*"]
+    assert [row["score"] for row in rows] == [""] * 6
+    path = write(tmp_path / "l.csv", "time,series,value", [(0, "x", 1), (0, "y", 2), (60, "x", "")])
+    (rows,) = run(path, device_score=True)
+    assert [row["series"] for row in rows] == ["x", "*", "y", "*", "*"]
+
+
+def test_more_series_than_the_limit_are_refused(tmp_path: Path) -> None:
+    """Never scored under another series' state."""
+    path = write(tmp_path / "many.csv", "time," + ",".join(f"c{k}" for k in range(65)), [(0, *range(65))])
+    with pytest.raises(InputError, match=r"more than 64 series.*limits\.max_series"):
+        run(path)
+
+
+def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
+    """Neither as the output itself nor by a folder that holds the inputs."""
+    files = [wide(tmp_path, 5, "one.csv"), wide(tmp_path, 5, "two.csv")]
+    before = [path.read_bytes() for path in files]
+    (tmp_path / "link.csv").symlink_to(files[0])
+    for inputs, output in ((files[:1], files[0]), (files[:1], tmp_path / "link.csv"), (files, tmp_path)):
+        with pytest.raises(InputError, match="same file as input and as output"):
+            replay_command(inputs, output, shard, 64, device_score=False)
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
+    """A file that is absent, two of one name, an output below a file."""
+    one = wide(tmp_path, 5, "one.csv")
+    with pytest.raises(InputError, match=r"absent\.csv: found no such file"):
+        replay_command([tmp_path / "absent.csv"], None, shard, 64, device_score=False)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="two files of one name"):
+        replay_command([one, wide(tmp_path / "other", 5, "one.csv")], tmp_path, shard, 64, device_score=False)
+    with pytest.raises(InputError, match="cannot be written"):
+        replay_command([one], one / "scores.csv", shard, 64, device_score=False)
+
+
+def test_replaying_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    """No randomness, no clock."""
+    path = wide(tmp_path)
+    for name in ("a", "b"):
+        replay_command([path], tmp_path / name, shard, 64, device_score=True)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_several_files_go_to_a_folder(tmp_path: Path) -> None:
