@@ -109,9 +109,8 @@ class Pretraining:
         while self.round < self.recipe.rounds:
             started = time.monotonic()
             rng = np.random.default_rng([self.recipe.seed, self.round])
-            torch.manual_seed(
-                int(np.random.SeedSequence([self.recipe.seed, self.round]).generate_state(1)[0])
-            )  # dropout
+            # Dropout draws from torch's own generator: a round that is taken up again must draw the same.
+            torch.manual_seed(int(np.random.SeedSequence([self.recipe.seed, self.round]).generate_state(1)[0]))
             batch = sequences(rng, self.recipe.series, self.recipe.steps)
             self._set_rate()
             loss = tbptt.train_pass(

@@ -67,9 +67,9 @@ def repeats(series: Series) -> Float64:
 
 
 def test_some_are_constant_and_some_are_switches(many: Series) -> None:
-    """About one in fifty never moves; about one in fifteen has two values only."""
+    """About one in thirty never moves; about one in fifteen has two values only."""
     distinct = np.array([len(np.unique(row)) for row in many.value])
-    assert 4 <= (distinct == 1).sum() <= 40
+    assert 15 <= (distinct == 1).sum() <= 45
     assert 20 <= (distinct == 2).sum() <= 120
 
 
@@ -119,12 +119,12 @@ def test_clocks_are_of_every_sort(many: Series) -> None:
     assert (interval.max(axis=1) > 20 * typical).mean() > 0.02  # gaps
 
 
-def test_wild_readings_are_there(many: Series) -> None:
-    """Some series hold a reading that their own scale calls wild, as real ones do."""
-    spread = np.median(np.abs(many.value - np.median(many.value, axis=1, keepdims=True)), axis=1)
-    furthest = np.abs(many.value - np.median(many.value, axis=1, keepdims=True)).max(axis=1)
-    wild = (spread > 0) & (furthest > 15 * spread)
-    assert wild.mean() > 0.05
+def test_wild_readings_are_there() -> None:
+    """Of smooth waves that pass through what sensors do, one in eight holds one far from both its neighbours."""
+    wave = np.sin(np.arange(500)[None] / 30 + np.arange(400)[:, None])
+    value = synthetic.distort(np.random.default_rng(5), wave)
+    lone = np.abs(value[:, 1:-1] - 0.5 * (value[:, :-2] + value[:, 2:])).max(axis=1)
+    assert 0.1 < (lone > 4 * wave.std()).mean() < 0.2
 
 
 def test_features_take_them_all(many: Series) -> None:
