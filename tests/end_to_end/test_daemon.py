@@ -2,108 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import random
 import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion
-from prometheus_client.parser import text_string_to_metric_families
+from paho.mqtt.client import MQTTMessage
 
+from models import weights
+from streamer import snapshot
+from streamer.registry import Registry
+from streamer.replay import replay
+from streamer.shard import Shard
 from tests.conftest import StartBroker
-from tests.servers import Broker, free_port
+from tests.end_to_end.daemon import START, client, message, running, send
+from tests.scrapes import total
+from tests.servers import free_port
 from tests.waiting import wait_until
-
-START = 1_790_000_000.0
-Numbers = dict[tuple[str, str], float]
-
-
-class Daemon:
-    """`streamer run` as a process of its own."""
-
-    def __init__(self, broker_port: int, folder: Path, *settings: str) -> None:
-        self.http_port = free_port()
-        self.log = folder / "log"
-        options = [f"mqtt.port={broker_port}", f"http.port={self.http_port}", f"state.directory={folder / 'state'}"]
-        arguments = [part for option in (*options, *settings) for part in ("--set", option)]
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "streamer", "run", *arguments], stderr=log)
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body; 0 while nobody answers."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-    def numbers(self) -> Numbers:
-        """Every sample of our own by name and its label value, after both identities have been checked."""
-        found: Numbers = {}
-        for family in text_string_to_metric_families(self.get("/metrics")[1]):
-            for sample in family.samples:
-                if sample.name.startswith("streamer_"):
-                    found[sample.name.removeprefix("streamer_"), ",".join(sample.labels.values())] = sample.value
-        check_identities(found)
-        return found
-
-    def is_ready(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        return self.get("/-/ready")[0] == 200
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(5)
-
-
-def total(numbers: Numbers, name: str) -> float:
-    return sum(value for (other, _), value in numbers.items() if other == name)
-
-
-def check_identities(numbers: Numbers) -> None:
-    """Nothing is lost between two counters."""
-    fates = ("decoded_total", "retained_total", "ignored_total", "rejected_total", "dropped_total", "queued")
-    assert numbers["messages_received_total", ""] == sum(total(numbers, f"messages_{fate}") for fate in fates)
-    verdicts = ("scored_total", "unscored_total", "rejected_total", "pending")
-    assert numbers["readings_decoded_total", ""] == sum(total(numbers, f"readings_{each}") for each in verdicts)
-
-
-@contextmanager
-def running(broker_port: int, folder: Path, *settings: str) -> Iterator[Daemon]:
-    daemon = Daemon(broker_port, folder, *settings)
-    try:
-        yield daemon
-    finally:
-        if daemon.process.poll() is None:
-            daemon.process.kill()
-        daemon.process.wait()
-
-
-@contextmanager
-def client(broker: Broker) -> Iterator[Client]:
-    connected = Client(CallbackAPIVersion.VERSION2)
-    connected.connect(broker.host, broker.port)
-    connected.loop_start()
-    yield connected
-    connected.disconnect()
-    connected.loop_stop()
-
-
-def send(to: Client, topic: str, payload: str | bytes, *, retain: bool = False) -> None:
-    to.publish(topic, payload, qos=1, retain=retain).wait_for_publish(10)
 
 
 def course(n: int, seed: int = 1) -> list[float]:
@@ -112,23 +32,12 @@ def course(n: int, seed: int = 1) -> list[float]:
     return [20 + 3 * math.sin(k / 30) + rng.gauss(0, 0.1) for k in range(n)]
 
 
-def message(k: int, value: float) -> str:
-    return json.dumps({"time": START + 60 * k, "temperature": value})
-
-
-def processed(daemon: Daemon, messages: int) -> Numbers:
-    """The numbers once so many messages are settled; nothing before."""
-    numbers = daemon.numbers()
-    is_done = numbers["messages_received_total", ""] >= messages and not numbers["messages_queued", ""]
-    return numbers if is_done else {}
-
-
 def test_a_fault_becomes_one_alarm_and_every_message_is_accounted_for(mosquitto: StartBroker, tmp_path: Path) -> None:
     """From a payload to an alarm event, a retained state and counters that add up at every scrape."""
     broker = mosquitto()
     heard: list[MQTTMessage] = []
     with running(broker.port, tmp_path) as daemon, client(broker) as peer:
-        wait_until(daemon.is_ready, 20, "ready")
+        daemon.wait_ready()
         peer.on_message = lambda _client, _data, got: heard.append(got)
         peer.subscribe("streamer/#", qos=1)
         values = course(420)
@@ -139,7 +48,7 @@ def test_a_fault_becomes_one_alarm_and_every_message_is_accounted_for(mosquitto:
                 daemon.numbers()
         for bad in ("", "{", '{"a": 1e999}', "no number", b"\xff\xfe"):
             send(peer, "plant/bad", bad)
-        numbers = wait_until(lambda: processed(daemon, 425), 20, "everything processed")
+        numbers = daemon.wait_settled(425)
         assert numbers["messages_decoded_total", ""] == 420
         assert total(numbers, "messages_rejected_total") == 5
         assert numbers["messages_retained_total", ""] == 0
@@ -168,71 +77,146 @@ def test_it_waits_for_a_broker_and_keeps_its_state_over_a_restart(mosquitto: Sta
         wait_until(lambda: daemon.get("/-/healthy")[0] == 200, 20, "healthy")
         assert daemon.get("/-/ready")[0] == 503
         broker.start()
-        wait_until(daemon.is_ready, 20, "ready")
+        daemon.wait_ready()
         assert daemon.numbers()["state_restored", ""] == 0
         with client(broker) as peer:
             for k, value in enumerate(course(30)):
                 send(peer, "plant/oven", message(k, value))
-        wait_until(lambda: processed(daemon, 30), 20, "everything processed")
+        daemon.wait_settled(30)
         assert daemon.stop() == 0
     with running(broker.port, tmp_path) as daemon:
-        wait_until(daemon.is_ready, 20, "ready again")
+        daemon.wait_ready()
         with client(broker) as peer:
             send(peer, "plant/oven", message(30, 20.0))
             send(peer, "streamer/default/alarm/x", "21.5")
-        numbers = wait_until(lambda: processed(daemon, 1), 20, "one more message")
+        numbers = daemon.wait_settled(2)
         assert numbers["state_restored", ""] == 1
         assert numbers["readings_scored_total", ""] == 1
         assert daemon.stop() == 0
 
 
 def test_a_file_replayed_and_published_gives_the_same_scores(mosquitto: StartBroker, tmp_path: Path) -> None:
-    """Whatever way the readings come, and however they are cut into turns, the scores agree to 1e-6."""
+    """However the readings come and are cut into turns: scores and all that the detector has learned, to 1e-6."""
     broker = mosquitto()
-    values = course(120, seed=3)
+    names = ("inlet", "outlet", "flow")
+    rows = list(zip(*(course(200, seed) for seed in range(3)), strict=True))
+    rows[150] = (90.0, *rows[150][1:])
     recording = tmp_path / "recording.csv"
-    recording.write_text("time,temperature\n" + "".join(f"{START + 60 * k},{v!r}\n" for k, v in enumerate(values)))
-    command = [sys.executable, "-m", "streamer", "replay", str(recording), "--output", str(tmp_path / "scores.csv")]
-    subprocess.run(command, check=True, capture_output=True)
-    with (tmp_path / "scores.csv").open(newline="") as file:
-        wanted = float(list(csv.DictReader(file))[-1]["score"])
-    heard: list[float] = []
+    with recording.open("w") as file:
+        file.write(f"time,{','.join(names)}\n")
+        file.writelines(f"{START + 60 * k},{','.join(map(repr, row))}\n" for k, row in enumerate(rows))
+    replayed = Shard(Registry(8, math.inf, math.inf), weights.load(), 8, budget_per_series_month=1.0)
+    with (tmp_path / "scores.csv").open("w+") as output:
+        replay([recording], replayed, [output], device_score=False)
+        output.seek(0)
+        written = {line.split(",")[1]: line.split(",")[-2] for line in output}  # the last score of each series
+    wanted = replayed.export().arrays
+
+    heard: dict[str, float | None] = {}
     with running(broker.port, tmp_path, "alarms.publish_series=all") as daemon, client(broker) as peer:
-        wait_until(daemon.is_ready, 20, "ready")
-        peer.on_message = lambda _client, _data, got: heard.append(json.loads(got.payload)["score"])
+        daemon.wait_ready()
+        peer.on_message = lambda _client, _data, got: heard.update(
+            {got.topic.rpartition("%23")[2]: json.loads(got.payload or b'{"score": null}')["score"]}
+        )
         peer.subscribe("streamer/default/series/#", qos=1)
-        for k, value in enumerate(values):
-            peer.publish("plant/oven", message(k, value), qos=1)
-        wait_until(lambda: processed(daemon, 120), 20, "everything processed")
-        wait_until(lambda: heard and heard[-1] == pytest.approx(wanted, rel=1e-6), 10, f"the score {wanted}")
+        for k, row in enumerate(rows):
+            peer.publish("plant/oven", json.dumps({"time": START + 60 * k} | dict(zip(names, row, strict=True))), qos=1)
+        daemon.wait_settled(200)
+        last = pytest.approx({name: float(written[name]) for name in names}, abs=1e-6)
+        wait_until(lambda: heard == last, 10, f"the scores {written}")
+        assert daemon.stop() == 0
+    found = snapshot.read_newest(tmp_path / "state").snapshot
+    assert found is not None
+    assert found.arrays.keys() == wanted.keys()
+    for name in wanted.keys() - {"cadence"}:  # that goes by arrival
+        np.testing.assert_allclose(
+            found.arrays[name].astype(float), wanted[name].astype(float), rtol=1e-5, atol=1e-5, err_msg=name
+        )
 
 
 def test_sighup_applies_what_it_can_and_names_the_rest(mosquitto: StartBroker, tmp_path: Path) -> None:
-    """A changed budget holds at once; a changed port is named as waiting for a restart."""
+    """A changed budget holds at once; a changed keep-alive waits for a restart and is named; nonsense changes nothing."""
     broker = mosquitto()
     config = tmp_path / "streamer.toml"
     config.write_text("[alarms]\nbudget_per_series_month = 1.0\n")
-    http_port = free_port()
-    options = [f"mqtt.port={broker.port}", f"http.port={http_port}", f"state.directory={tmp_path / 'state'}"]
-    arguments = [part for option in options for part in ("--set", option)]
-    log = tmp_path / "reload.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "streamer", "run", "--config", str(config), *arguments], stderr=file
-        )
-    try:
-        wait_until(lambda: "subscribed" in log.read_text(), 20, "subscribed")
+    with running(broker.port, tmp_path, config=config) as daemon:
+        daemon.wait_ready()
         config.write_text("[alarms]\nbudget_per_series_month = 3.0\n[mqtt]\nkeep_alive_seconds = 77\n")
-        process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "settings need a restart" in log.read_text(), 10, "the reload")
-        assert "settings=mqtt.keep_alive_seconds" in log.read_text()
-        with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics") as answer:
-            assert "streamer_alarm_budget_per_series_month 3.0" in answer.read().decode()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0
-    finally:
-        process.kill()
-        process.wait()
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_log("settings need a restart")
+        assert "settings=mqtt.keep_alive_seconds" in daemon.log()
+        daemon.wait_log("applied=alarms.budget_per_series_month")
+        wait_until(lambda: daemon.numbers()["alarm_budget_per_series_month", ""] == 3.0, 5, "the new budget")
+        config.write_text("[alarms]\nbudget = 5.0\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_log("settings refused, the old ones stay")
+        assert daemon.numbers()["alarm_budget_per_series_month", ""] == 3.0
+        assert daemon.stop() == 0
+
+
+def test_signals_in_quick_succession_do_not_kill_it(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """Also those that come while it starts, or while it is busy with the one before."""
+    broker = mosquitto()
+    with running(broker.port, tmp_path) as daemon:
+        daemon.wait_log("started")
+        for _ in range(200):
+            daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_log("settings read again")
+        daemon.wait_ready()
+        for _ in range(10):
+            daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.stop() == 0
+        daemon.wait_log("stopped drained=true")
+
+
+def test_counters_add_up_at_every_scrape_under_load(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """Scraped as fast as it goes while thousands of messages of every kind come in."""
+    broker = mosquitto()
+    in_an_hour = json.dumps({"time": time.time() + 3600, "t": 1}).encode()
+    payloads = (b"21.5", b'{"t": 20, "h": 1e999}', b"garbage", in_an_hour, b"\xff", b"[]")
+    with running(broker.port, tmp_path, 'input.exclude=["private/**"]') as daemon, client(broker) as peer:
+        daemon.wait_ready()
+        sent = 12_000
+
+        def publish() -> None:
+            for k in range(sent):
+                peer.publish(f"{'private' if k % 7 == 0 else 'plant'}/{k % 40}", payloads[k % len(payloads)], qos=0)
+
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        scrapes = 0
+        while not daemon.settled(sent):  # each look is a scrape whose sums have been checked
+            scrapes += 1
+            assert scrapes < 5000
+        publisher.join()
+        numbers = daemon.numbers()
+        assert scrapes > 5
+        assert numbers["messages_ignored_total", ""] == len(range(0, sent, 7))
+        assert numbers["readings_rejected_total", "not_finite"] > 0
+        assert numbers["readings_rejected_total", "future"] > 0
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize(("protocol", "delivered"), [("5", 0), ("3.1.1", 1)])
+def test_what_the_broker_kept_and_what_the_daemon_said_itself_is_no_reading(
+    mosquitto: StartBroker, tmp_path: Path, protocol: str, delivered: int
+) -> None:
+    """MQTT 5 can ask for no retained messages, else they are counted; another instance's output is an input."""
+    broker = mosquitto()
+    with client(broker) as peer:
+        send(peer, "plant/old", "21.5", retain=True)
+        with running(broker.port, tmp_path, f"mqtt.protocol={protocol}") as daemon:
+            daemon.wait_ready()
+            daemon.wait_settled(delivered)
+            send(peer, "streamer/default/alarm/plant/x", "21.5")
+            send(peer, "streamer/other/series/plant/x", "21.5")
+            send(peer, "plant/new", "21.5", retain=True)
+            wait_until(lambda: daemon.numbers()["messages_decoded_total", ""] == 2, 10, "both readings")
+            numbers = daemon.numbers()
+            assert numbers["messages_retained_total", ""] == delivered
+            assert numbers["messages_ignored_total", ""] >= 1
+            assert numbers["readings_decoded_total", ""] == 2
+            assert numbers["series", ""] == 2
 
 
 def test_what_a_person_must_mend_ends_the_start_with_exit_status_2(tmp_path: Path) -> None:
@@ -246,4 +230,4 @@ def test_what_a_person_must_mend_ends_the_start_with_exit_status_2(tmp_path: Pat
     ):
         with running(free_port(), tmp_path, *settings) as daemon:
             assert daemon.process.wait(20) == 2
-            assert named in daemon.log.read_text()
+            assert named in daemon.log()

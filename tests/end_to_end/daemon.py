@@ -1,0 +1,120 @@
+"""The daemon as users run it, a process of its own, and a client beside it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
+
+from tests import scrapes
+from tests.scrapes import Numbers
+from tests.servers import Broker, free_port
+from tests.waiting import wait_until
+
+START = 1_790_000_000.0
+SECONDS = 20.0
+
+
+class Daemon:
+    """`streamer run`; what it says goes to `folder/log`, its state to `folder/state`."""
+
+    def __init__(self, broker_port: int, folder: Path, *settings: str, config: Path | None = None) -> None:
+        self.http_port = free_port()
+        self.log_path = folder / "log"
+        options = [f"mqtt.port={broker_port}", f"http.port={self.http_port}", f"state.directory={folder / 'state'}"]
+        arguments = ["--config", str(config)] if config else []
+        arguments += [part for option in (*options, *settings) for part in ("--set", option)]
+        with self.log_path.open("a") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", "streamer", "run", *arguments], stderr=log)
+
+    def log(self) -> str:
+        """Everything that it and its predecessors in this folder have said."""
+        return self.log_path.read_text()
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body; 0 while nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def numbers(self) -> Numbers:
+        """A scrape, after both identities have been checked."""
+        return scrapes.parse(self.get("/metrics")[1])
+
+    def settled(self, messages: int) -> Numbers:
+        """The numbers once so many messages have come and been settled; nothing before."""
+        numbers = self.numbers()
+        is_done = numbers["messages_received_total", ""] >= messages and not numbers["messages_queued", ""]
+        return numbers if is_done else {}
+
+    def wait_settled(self, messages: int, seconds: float = SECONDS) -> Numbers:
+        return wait_until(lambda: self.settled(messages), seconds, f"{messages} messages to be settled")
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, self.log()
+        return self.get("/-/ready")[0] == 200
+
+    def wait_ready(self) -> None:
+        wait_until(self.is_ready, SECONDS, "ready")
+
+    def wait_log(self, words: str, seconds: float = SECONDS) -> None:
+        wait_until(lambda: words in self.log(), seconds, f"{words!r} in the log")
+
+    def memory_bytes(self) -> int:
+        """The most that it has ever held."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status, which must come within five seconds."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(5)
+
+
+@contextmanager
+def running(broker_port: int, folder: Path, *settings: str, config: Path | None = None) -> Iterator[Daemon]:
+    """A daemon that does not outlive the test."""
+    daemon = Daemon(broker_port, folder, *settings, config=config)
+    try:
+        yield daemon
+    finally:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+        daemon.process.wait()
+
+
+@contextmanager
+def client(broker: Broker) -> Iterator[Client]:
+    """Somebody who publishes and subscribes."""
+    connected = Client(CallbackAPIVersion.VERSION2)
+    connected.max_queued_messages_set(0)  # no limit
+    connected.connect(broker.host, broker.port)
+    connected.loop_start()
+    yield connected
+    connected.disconnect()
+    connected.loop_stop()
+
+
+def send(to: Client, topic: str, payload: str | bytes, *, retain: bool = False) -> None:
+    """Returns when the broker has it."""
+    to.publish(topic, payload, qos=1, retain=retain).wait_for_publish(SECONDS)
+
+
+def message(k: int, value: float) -> str:
+    """The k-th minute's reading."""
+    return json.dumps({"time": START + 60 * k, "temperature": value})
