@@ -31,6 +31,8 @@ from streamer.shard import Outcome, Shard
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 4096  # messages a turn: the cost per reading has stopped falling, the latency not yet risen
+FIRST_BATCH, LEAST_BATCH = 256, 16
+TURN_SECONDS = 0.5  # a turn is kept about as short: a thousand readings of one series cost as much as a million of many
 SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series renewed
 STALE_SECONDS = 300.0  # a series that has not reported for so long, and longer than it may, disappears from metrics
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
@@ -94,7 +96,7 @@ class Engine:
         self._saved_at = clock.monotonic()
         self._mailbox: Adjustment | None = None
         self._thread: threading.Thread | None = None
-        self._is_leaving = False
+        self._leave_by: float | None = None  # monotonic; set by `stop`
         self._failure: BaseException | None = None
 
         self.progress_at = clock.monotonic()
@@ -112,12 +114,15 @@ class Engine:
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> bool:
-        """Finish what is in the inbox, save, end; False if that took too long. Close the inbox first."""
-        self._is_leaving = True
+        """Take what is in the inbox for half the time, save, end; True if all was taken. Close the inbox first.
+
+        What is left is not acknowledged: the broker has it for the next start.
+        """
+        self._leave_by = self._clock.monotonic() + timeout_seconds / 2
         if self._thread is None:
             return True
         self._thread.join(timeout_seconds)
-        return not self._thread.is_alive() and self._failure is None
+        return not self._thread.is_alive() and self._failure is None and self._inbox.queued() == 0
 
     def adjust(self, adjustment: Adjustment) -> None:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
@@ -141,13 +146,24 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while not (self._is_leaving and self._inbox.queued() == 0):
-                self.turn(self._inbox.take(MAX_BATCH, SWEEP_SECONDS))
+            limit = FIRST_BATCH
+            while not self._is_to_leave():
+                messages = self._inbox.take(limit, SWEEP_SECONDS)
+                started = self._clock.monotonic()
+                self.turn(messages)
+                if messages:
+                    share = TURN_SECONDS / max(self._clock.monotonic() - started, TURN_SECONDS / MAX_BATCH)
+                    limit = min(max(int(len(messages) * share), LEAST_BATCH), MAX_BATCH)
             self._save(self._shard)
         except BaseException as error:
             self._failure = error
             event(log, logging.CRITICAL, "engine failed", error=repr(error))
             raise
+
+    def _is_to_leave(self) -> bool:
+        if self._leave_by is None:
+            return False
+        return self._inbox.queued() == 0 or self._clock.monotonic() >= self._leave_by
 
     def turn(self, messages: list[Message]) -> None:
         """One turn: everything that follows from these messages and from the time that has passed."""

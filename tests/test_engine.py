@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from models.weights import ForecasterConfig, Weights
 from streamer.clock import ManualClock
 from streamer.engine import (
+    FIRST_BATCH,
     LARGEST_VALUE,
     MAX_BATCH,
     READING_REJECTIONS,
     STALE_SECONDS,
     STUCK_SECONDS,
+    TURN_SECONDS,
     Adjustment,
     Engine,
 )
@@ -75,6 +77,9 @@ class Bench:
         self.saves = 0
         self.is_hearing = True
         self.room = room
+        self.seconds_per_message = 0.0
+        """how long the engine takes by the manual clock"""
+        self.batches: list[int] = []
         self.engine = Engine(
             instance="gate",
             shard=self.shard,
@@ -100,6 +105,8 @@ class Bench:
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
         self.acknowledged += messages
+        self.batches.append(len(messages))
+        self.clock.advance(self.seconds_per_message * len(messages))
 
     def save(self, shard: Shard) -> None:
         assert shard is self.shard
@@ -484,6 +491,46 @@ def test_it_takes_what_waits_and_ends_with_a_save() -> None:
     assert bench.numbers()["messages_decoded_total", ""] == 200
     assert bench.saves == 1
     assert bench.engine.trouble() is None
+
+
+def test_a_turn_stays_short_however_much_waits_and_however_dear_it_is() -> None:
+    """Thousands of readings of one series come one after the other; health and the end must not wait for them."""
+    bench = Bench()
+    bench.receive(*(bench.say("a", float(k)) for k in range(2000)))
+    bench.seconds_per_message = 0.01
+    bench.engine.start()
+    wait_until(lambda: len(bench.acknowledged) == 2000, 60, "everything settled")
+    bench.inbox.close()
+    assert bench.engine.stop(20)
+    assert bench.batches[0] == FIRST_BATCH
+    assert all(0.9 * TURN_SECONDS < 0.01 * size <= TURN_SECONDS for size in bench.batches[1:-1])
+    assert [int(message.payload.removesuffix(b".0")) for message in bench.acknowledged] == list(range(2000))
+
+
+def test_turns_grow_when_messages_are_cheap() -> None:
+    """Under load the cost of a turn is shared by many."""
+    bench = Bench()
+    bench.receive(*(bench.say("a", b"garbage") for k in range(3 * MAX_BATCH)))
+    bench.engine.start()
+    wait_until(lambda: len(bench.acknowledged) == 3 * MAX_BATCH, 60, "everything settled")
+    bench.inbox.close()
+    assert bench.engine.stop(20)
+    assert bench.batches[:3] == [FIRST_BATCH, MAX_BATCH, MAX_BATCH]
+
+
+def test_what_cannot_be_taken_in_time_is_left_to_the_broker() -> None:
+    """The end comes in time, with a save; what is left is not acknowledged and still counted as queued."""
+    bench = Bench()
+    bench.receive(*(bench.say("a", float(k)) for k in range(2000)))
+    bench.seconds_per_message = 0.01
+    bench.inbox.close()
+    bench.engine.stop(4.0)  # not started: only says when to leave
+    bench.engine.start()
+    wait_until(lambda: bench.saves == 1, 60, "the end")
+    assert not bench.engine.stop(20)
+    numbers = bench.numbers()
+    assert numbers["messages_decoded_total", ""] == len(bench.acknowledged) == FIRST_BATCH
+    assert numbers["messages_queued", ""] == 2000 - FIRST_BATCH
 
 
 def test_an_engine_that_was_never_started_can_be_stopped() -> None:
