@@ -14,7 +14,7 @@ from pathlib import Path
 from streamer import signals, snapshot
 from streamer.clock import Clock, Steps, SystemClock
 from streamer.engine import READING_REJECTIONS, Adjustment, Engine
-from streamer.errors import SettingsError, StateError
+from streamer.errors import SettingsError
 from streamer.http import Server
 from streamer.inbox import Inbox
 from streamer.log import configure, event, set_level
@@ -219,8 +219,8 @@ class App:
         known = dict.fromkeys([*self._past_filters, *self._settings.mqtt.subscribe])
         try:
             (self._directory.path / FILTERS_FILE).write_text(json.dumps(list(known)[-MOST_FILTERS:]))
-        except OSError as error:
-            raise StateError(f"{self._directory.path}: cannot be written: {error.strerror}") from error
+        except OSError as error:  # a full disk: scoring goes on all the same
+            event(log, logging.WARNING, "subscriptions not remembered", reason=str(error))
 
     def _restore(self) -> None:
         found, set_aside = snapshot.read_newest(self._directory.path)

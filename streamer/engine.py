@@ -91,6 +91,7 @@ class Engine:
         self._columns = Columns()
         self._refused_before = dict(shard.registry.refused)
         self._was_hearing = False
+        self._has_settled = False
         self._touched: set[int] = set()
         self._swept_at = -np.inf
         self._saved_at = clock.monotonic()
@@ -190,6 +191,7 @@ class Engine:
         finished = self._clock.now()
         scored = outcome.scores.unscored == Unscored.SCORED
         self._note_touched(batch.slot)
+        self._has_settled = True
         turn = TurnCounts(
             decoded=counts["decoded"],
             retained=counts["retained"],
@@ -281,7 +283,7 @@ class Engine:
             for change in changes:
                 self._metrics.add("alarms_opened_total", 1, change.alarm.kind)
         self._publish_touched(now)
-        self.table = self._series_table(now)
+        self._renew_table(now)
         shard = self._shard
         self.alarms = shard.open_alarms()  # also those that a restored state has brought
         kinds = Counter(alarm.kind for alarm in self.alarms)
@@ -292,12 +294,14 @@ class Engine:
                 self._metrics.set("alarms_open", kinds[kind], kind)
             self._metrics.set("last_progress_timestamp_seconds", now)
 
-    def _series_table(self, now: float) -> SeriesTable:
+    def _renew_table(self, now: float) -> None:
         slots = self._shard.live(now, STALE_SECONDS)
+        if self.table is not None and not self._has_settled and len(slots) == len(self.table.keys):
+            return  # without messages series can only become stale; 100,000 keys are not listed anew each second
+        self._has_settled = False
         latest = self._shard.detector.latest[slots]
         score, value, expected, lower, upper = latest.T.copy()
-        key = self._shard.registry.key
-        return SeriesTable([key(slot) for slot in slots.tolist()], score, value, expected, lower, upper)
+        self.table = SeriesTable(self._shard.registry.keys(slots), score, value, expected, lower, upper)
 
     # --- Telling ---
 

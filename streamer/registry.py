@@ -113,6 +113,10 @@ class Registry:
         """The key that holds a slot, empty for a free one."""
         return self._keys[slot]
 
+    def keys(self, slots: Int32) -> list[str]:
+        """The key of each slot `(n,)`."""
+        return list(map(self._keys.__getitem__, slots.tolist()))
+
     def device(self, slot: int) -> int:
         """The number of the device that a slot's series belongs to."""
         return int(self._devices[slot])

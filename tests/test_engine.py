@@ -469,8 +469,17 @@ def test_the_table_of_series_holds_the_last_verdicts_of_what_is_not_stale() -> N
     assert table.keys == ["a", "b"]
     assert table.value.tolist() == [noise(40)[-1], 1.0]
     assert np.isnan(table.score).tolist() == [False, True]
-    bench.clock.advance(STALE_SECONDS + 1)
+    bench.clock.advance(1)
+    bench.turn()
+    assert bench.engine.table is table  # nothing has come
+    bench.clock.advance(STALE_SECONDS)
+    bench.turn()
+    table = bench.engine.table
+    assert table is not None
+    assert table.keys == []
     bench.turn(bench.say("c", 1.0))
+    bench.clock.advance(1)
+    bench.turn()
     table = bench.engine.table
     assert table is not None
     assert table.keys == ["c"]

@@ -216,3 +216,26 @@ def test_what_the_broker_kept_and_what_the_daemon_said_itself_is_no_reading(
             assert numbers["messages_ignored_total", ""] >= 1
             assert numbers["readings_decoded_total", ""] == 2
             wait_until(lambda: daemon.numbers()["series", ""] == 2, 10, "two series")
+
+
+def test_a_topic_that_is_no_longer_subscribed_to_does_not_come_any_more(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """The broker's session outlives the setting; a daemon that cannot remember says so and goes on."""
+    broker = mosquitto()
+    with running(broker.port, tmp_path, 'mqtt.subscribe=["old/#","plant/#"]') as daemon, client(broker) as peer:
+        daemon.wait_ready()
+        send(peer, "old/x", "1")
+        daemon.wait_settled(1)
+        assert daemon.stop() == 0
+    with running(broker.port, tmp_path, 'mqtt.subscribe=["plant/#"]') as daemon, client(broker) as peer:
+        daemon.wait_ready()
+        send(peer, "old/x", "2")
+        send(peer, "plant/x", "3")
+        daemon.wait_settled(1)
+        assert daemon.numbers()["messages_received_total", ""] == 1
+        assert daemon.stop() == 0
+    remembered = tmp_path / "state" / "filters.json"
+    remembered.unlink()
+    remembered.mkdir()
+    with running(broker.port, tmp_path) as daemon:
+        daemon.wait_ready()
+        daemon.wait_log("subscriptions not remembered")
