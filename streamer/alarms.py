@@ -253,9 +253,12 @@ class SilenceAlarms:
         latest = np.zeros(devices)
         np.maximum.at(latest, device[known], arrival[known])
         fresh = overdue & (self._incident_of[: len(quiet)] < 0)
+        by_device = np.argsort(device, kind="stable")  # a gateway that dies takes thousands of devices with it
+        numbers = np.unique(device[fresh])
+        starts, ends = (np.searchsorted(device[by_device], numbers, side).tolist() for side in ("left", "right"))
         changes = []
-        for number in np.unique(device[fresh]).tolist():
-            members = np.flatnonzero(device == number)
+        for number, start, end in zip(numbers.tolist(), starts, ends, strict=True):
+            members = by_device[start:end]
             if silent[number] == size[number]:
                 members = members[self._incident_of[members] < 0]
                 key = key_of(int(members[0])) if size[number] == 1 else f"{device_key_of(number)}#*"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -25,7 +24,8 @@ class Outgoing(NamedTuple):
 def alarm_event(instance: str, change: Change) -> Outgoing:
     """`alarm/<key>`: what happened, and the whole alarm; numbers that are not finite are null."""
     alarm = change.alarm
-    document = {"event": change.what, "topic": topic_of(alarm), "field": field_of(alarm)} | asdict(alarm)
+    document: dict[str, object] = {"event": change.what, "topic": topic_of(alarm), "field": field_of(alarm)}
+    document |= msgspec.to_builtins(alarm)
     document |= {"opened": _iso(alarm.opened_at), "closed": _iso(alarm.closed_at)}
     return Outgoing(output_topic(instance, "alarm", alarm.key), _encode(document), retain=False)
 
