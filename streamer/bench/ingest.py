@@ -215,7 +215,7 @@ def add_load(report: Report, load: Phase) -> float:
     """The figures of the saturating load; gives messages a second."""
     count = max(load.settled(), 1.0)
     rate = count / load.seconds
-    report.machine["busy_elsewhere_cores"] = round(load.elsewhere_cores, 2)
+    report.machine["busy_elsewhere_cores_load"] = round(load.elsewhere_cores, 2)
     report.add("messages_per_second", rate, 20_000, "higher")
     report.add("lost_messages", load.account.sent - load.grown("streamer_messages_decoded_total"), 0, "lower")
     decoded = max(load.grown("streamer_readings_decoded_total"), 1.0)
@@ -231,6 +231,7 @@ def add_load(report: Report, load: Phase) -> float:
 
 def add_latency(report: Report, calm: Phase, say: Callable[[str], None]) -> None:
     """The figures of the phase below saturation."""
+    report.machine["busy_elsewhere_cores_latency"] = round(calm.elsewhere_cores, 2)
     report.add(
         "paced_messages_per_second", calm.account.sent / (calm.account.ended - calm.account.began), None, "higher"
     )
