@@ -265,10 +265,12 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
     settings = load()
     configure(settings.log.level, settings.log.format)
     signals.hold()
+    listener = signals.Listener()
+    listener.start()
     app = App(settings, clock)
     app.start()
     while True:
-        got = signals.wait(1.0)
+        got = listener.wait(1.0)
         if app.engine.has_failed or not app.link.status().is_alive:
             event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
             return 1

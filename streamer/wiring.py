@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from models import features
 from models import weights as weights_files
 from streamer.errors import ModelError
 from streamer.payloads import Decoder, Rule
@@ -33,9 +34,15 @@ def load_weights(settings: Settings) -> weights_files.Weights:
     """The weights that the settings name, or the shipped ones. Raises ModelError."""
     path = Path(settings.model.weights) if settings.model.weights else weights_files.BASE
     try:
-        return weights_files.load(path)
+        weights = weights_files.load(path)
     except weights_files.WeightsError as error:
         raise ModelError(str(error)) from error
+    if weights.config.input_size != features.INPUT_SIZE:
+        raise ModelError(
+            f"{path}: found weights for {weights.config.input_size} inputs; this version has {features.INPUT_SIZE}: "
+            "use weights that this version has trained"
+        )
+    return weights
 
 
 def shard_from(settings: Settings, weights: weights_files.Weights, registry: Registry) -> Shard:

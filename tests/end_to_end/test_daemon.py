@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,26 @@ def test_sighup_applies_what_it_can_and_names_the_rest(mosquitto: StartBroker, t
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_log("settings refused, the old ones stay")
         assert daemon.numbers()["alarm_budget_per_series_month", ""] == 3.0
+        assert daemon.stop() == 0
+
+
+def is_past(moment: float) -> bool:
+    return time.monotonic() > moment
+
+
+def test_a_pause_of_the_process_is_no_signal_to_stop(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """Stopped and continued as by Ctrl-Z or a debugger, it goes on, and ends with 0 when it is told to."""
+    broker = mosquitto()
+    with running(broker.port, tmp_path) as daemon:
+        daemon.wait_ready()
+        for _ in range(3):
+            daemon.process.send_signal(signal.SIGSTOP)
+            over_at = time.monotonic() + 1.3  # longer than the daemon waits for a signal
+            wait_until(partial(is_past, over_at), 5, "the end of the pause")
+            daemon.process.send_signal(signal.SIGCONT)
+            daemon.wait_ready()
+        assert daemon.process.poll() is None, daemon.log()
+        assert "stopping" not in daemon.log()
         assert daemon.stop() == 0
 
 
