@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.features import INPUT_SIZE
 from models.weights import ForecasterConfig, Weights, expected_shapes, save
 from streamer.cli import main, parser
 from streamer.http import Server
@@ -30,7 +31,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """Weights of a forecaster that has learned nothing."""
-    config = ForecasterConfig(input_size=2, hidden_size=3)
+    config = ForecasterConfig(input_size=INPUT_SIZE, hidden_size=3)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(config).items()}
     save(Weights(config, tensors, {}), tmp_path / "w.safetensors")
     return tmp_path / "w.safetensors"
