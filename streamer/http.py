@@ -225,7 +225,7 @@ class Server:
             answer = self._answer(request)
         except RefusedError as refusal:
             answer = Answer(refusal.status, f"{refusal}\n".encode())
-        except Exception:
+        except Exception:  # our bug: the client is told, and it goes on up to end this thread loudly
             answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"This is a bug; the log tells more.\n")
             with contextlib.suppress(GoneError):
                 _send(connection.socket, answer, is_head, self._limits.answer_seconds)

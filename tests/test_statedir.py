@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,18 @@ directory = StateDirectory(Path(sys.argv[1]))
 directory.open()
 print("open", flush=True)
 sys.stdin.read()
+"""
+
+NOBODY = 65534
+# The imports come first: nobody else may be able to read this interpreter's libraries.
+AS_NOBODY = f"""
+import os, sys
+import streamer.app, streamer.cli
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid({NOBODY})
+    os.setuid({NOBODY})
+sys.exit(streamer.cli.main(sys.argv[1:]))
 """
 
 
@@ -119,8 +132,28 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, path: str, found: str) -
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_of_somebody_else_is_refused() -> None:
-    """The first thing that goes wrong when a service changes its user."""
-    with pytest.raises(StateError, match="cannot be used by user"):
-        StateDirectory(Path("/")).open()
+@pytest.fixture
+def secret() -> Iterator[Path]:
+    """A directory that nobody but root may enter, in one that everybody may."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)  # noqa: S103  everybody may look for what is inside
+        path = Path(folder) / "secret"
+        path.mkdir(mode=0)
+        yield path
+        path.chmod(0o700)
+
+
+@pytest.mark.parametrize("where", ["secret", "root"])
+def test_a_directory_of_somebody_else_ends_the_start(secret: Path, where: str) -> None:
+    """The first thing that goes wrong when a service changes its user: exit status 2, the directory and what to do."""
+    path = secret if where == "secret" else Path("/")
+    arguments = ["run", "--set", f"state.directory={path}", "--set", "http.port=0"]
+    ended = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert (
+        f"state.directory: {path} cannot be used by user {NOBODY if os.geteuid() == 0 else os.geteuid()}"
+        in ended.stderr
+    )
+    assert "expected a directory" in ended.stderr

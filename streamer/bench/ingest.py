@@ -180,7 +180,7 @@ def publish(daemon: Daemon, server: Child, directory: Path, plan: Plan) -> Phase
     try:
         latest, moved_at = 0.0, time.monotonic()
         while True:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)  # between two scrapes: looking more often would be part of the load
             after = looked_at(daemon)
             now = time.monotonic()
             done = settled(after) - base

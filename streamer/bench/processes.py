@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], T | None], seconds: float, what: str) -> T:
 def cpu_per_second(child: Child, seconds: float) -> float:
     """What a process uses of a core while nothing is asked of it for so long."""
     before = cpu_seconds(child.pid)
-    time.sleep(seconds)
+    time.sleep(seconds)  # the measurement itself: how much is used in so long a time
     child.check()
     return (cpu_seconds(child.pid) - before) / seconds
 

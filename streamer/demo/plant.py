@@ -116,7 +116,7 @@ def publish(client: Client, plant: Plant, start: float) -> None:
     while True:
         now = time.monotonic()
         due = max(due + STEP_SECONDS, now - STEP_SECONDS)
-        time.sleep(max(0.0, due - now))
+        time.sleep(max(0.0, due - now))  # the plant is a process in time: one step each STEP_SECONDS
         moment += STEP_SECONDS * SPEED
         last: MQTTMessageInfo | None = None
         for event in plant.until(moment):

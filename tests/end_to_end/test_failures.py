@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -54,14 +53,6 @@ def state_below_a_file(folder: Path) -> tuple[list[str], list[str]]:
     return [f"state.directory={folder / 'file' / 'state'}"], ["state.directory", "expected a directory"]
 
 
-def state_that_may_not_be_read(folder: Path) -> tuple[list[str], list[str]]:
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
-    path = folder / "secret"
-    path.mkdir(mode=0)
-    return [f"state.directory={path}"], ["state.directory", str(path), "Permission denied"]
-
-
 def an_authority_that_is_none(folder: Path) -> tuple[list[str], list[str]]:
     path = folder / "ca.pem"
     path.write_text("no certificate")
@@ -75,7 +66,6 @@ def an_authority_that_is_none(folder: Path) -> tuple[list[str], list[str]]:
         no_weights,
         state_that_is_a_file,
         state_below_a_file,
-        state_that_may_not_be_read,
         an_authority_that_is_none,
     ],
 )
