@@ -229,7 +229,7 @@ def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, n
     elapsed = np.where(first, 0.0, time - wide[:, Wide.TIME])
     log_elapsed = np.log(np.clip(elapsed, 1e-3, 1e7))
     mean_log = narrow[:, Narrow.LOG_ELAPSED]
-    elapsed_rate = np.where(first, 0.0, np.maximum(1.0 / np.maximum(count - 1, 1.0), ELAPSED_RATE))
+    elapsed_rate = np.where(first | (elapsed < 0), 0.0, np.maximum(1.0 / np.maximum(count - 1, 1.0), ELAPSED_RATE))
 
     _learn_season(statistics, slots, time, deviation, normal, wide, narrow, scale)
     wide[:, Wide.TIME] = time

@@ -140,6 +140,11 @@ class Cadence:
         rows[:, _Column.ARRIVAL] = now
         self.rows[slots] = rows
 
+    def hear(self, slots: NDArray[np.intp], now: float) -> None:
+        """`slots` have said something `now` that is no reading in its order: they are not silent, and teach nothing."""
+        known = slots[self.rows[slots, _Column.ARRIVAL] > 0]
+        self.rows[known, _Column.ARRIVAL] = now
+
     def allowed_seconds(self, count: int, now: float) -> NDArray[np.float64]:
         """How long each of the first `count` series may keep quiet; infinite while that is not known."""
         rows = self.rows[:count]

@@ -24,6 +24,7 @@ Slots = NDArray[np.intp]
 WARM_READINGS = 20  # a series' first score is that of its 21st reading; the promise is the 30th
 GAP_INTERVALS = 30.0  # an interval so many times the usual one is a gap: the reading after it has no verdict
 GAP_LEAST_SECONDS = 30.0
+SLEWED_SECONDS = 10.0  # NTP sets a clock that is further off
 DIFFERENT_SECONDS = 1e-6  # event times closer than this are the same: about the resolution of a float64 epoch
 
 
@@ -58,11 +59,13 @@ class Detector:
         last = self.statistics.wide[slots, Wide.TIME]
         count = self.statistics.narrow[slots, Narrow.COUNT]
         arrival_time = (batch.flags & Flag.ARRIVAL_TIME) != 0
-        # A wall clock that is set back must not make every reading late: such a reading counts as just after the last.
-        time = np.where(arrival_time & (count > 0), np.maximum(batch.time, last), batch.time)
         seen = count > 0
+        # Without times in the payloads no reading is late. A wall clock that is slewed counts as standing still; one
+        # that is set back begins anew, lest a moment in the future decides until real time has come there.
+        slewed = seen & arrival_time & (batch.time < last) & (last - batch.time <= SLEWED_SECONDS)
+        time = np.where(slewed, last, batch.time)
         duplicate = seen & ~arrival_time & (np.abs(time - last) < DIFFERENT_SECONDS)
-        late = seen & ~duplicate & (time < last)
+        late = seen & ~arrival_time & ~duplicate & (time < last)
 
         scores = no_scores(len(batch))
         scores.unscored[duplicate] = Unscored.DUPLICATE
@@ -90,7 +93,8 @@ class Detector:
         levels = self.calibration.rarity(slots, views) / strict[:, None]
 
         warming = count < WARM_READINGS
-        gap = ~warming & (look.elapsed > np.maximum(GAP_INTERVALS * interval, GAP_LEAST_SECONDS))
+        is_long = look.elapsed > np.maximum(GAP_INTERVALS * interval, GAP_LEAST_SECONDS)
+        gap = ~warming & (is_long | (look.elapsed < 0))
         scores.unscored[rows] = np.select([warming, gap], [Unscored.WARMING, Unscored.GAP], Unscored.SCORED)
         score = np.where(warming | gap, np.nan, levels.max(axis=1))
         known = count > 0

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from streamer import outbox
 from streamer.alarms import Change
 from streamer.clock import Clock
+from streamer.detector import no_scores
 from streamer.exposition import SeriesTable
 from streamer.inbox import Inbox
 from streamer.log import SparingLog, event
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 4096  # messages a turn: the cost per reading has stopped falling, the latency not yet risen
 FIRST_BATCH, LEAST_BATCH = 256, 16
 TURN_SECONDS = 0.5  # a turn is kept about as short: a thousand readings of one series cost as much as a million of many
+DEAR_READINGS = 128  # of one series in a turn: from here on it is processed in slices,
+SLICE_READINGS = 256  # about 0.4 s if they are of one series, between which the engine looks up
 SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series renewed
 STALE_SECONDS = 300.0  # a series that has not reported for so long, and longer than it may, disappears from metrics
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
@@ -91,6 +94,7 @@ class Engine:
         self._columns = Columns()
         self._refused_before = dict(shard.registry.refused)
         self._was_hearing = False
+        """at the last turn: what comes first after an outage must not be taken for a sensor's own interval"""
         self._has_settled = False
         self._touched: set[int] = set()
         self._swept_at = -np.inf
@@ -170,6 +174,7 @@ class Engine:
         """One turn: everything that follows from these messages and from the time that has passed."""
         started = self._clock.monotonic()
         self._take_mail()
+        self._listen()
         if messages:
             self._settle(messages, started)
         if started - self._swept_at >= SWEEP_SECONDS:
@@ -185,8 +190,10 @@ class Engine:
         readings = len(self._columns) + sum(self._columns.rejected.values())
         readings_rejected: Counter[str] = Counter({str(k): n for k, n in self._columns.rejected.items()})
         batch, arrivals, refused = self._batch(now, senders, readings_rejected)
-        outcome = self._shard.process(batch, now)
-        self._tell(outcome.changes)
+        outcome = self._process(batch, now)
+        if outcome is None:
+            self._columns.clear()
+            return
         self._acknowledge(messages)
         finished = self._clock.now()
         scored = outcome.scores.unscored == Unscored.SCORED
@@ -211,6 +218,30 @@ class Engine:
             self._inbox.done()
             self._metrics.settle(turn)
         self._columns.clear()
+
+    def _process(self, batch: Batch, now: float) -> Outcome | None:
+        """Hands the batch to the shard and tells what changed; None if it is time to leave in the middle of it.
+
+        Then its messages are neither acknowledged nor settled: the broker sends them again, and those of their readings
+        that have been taken are duplicates.
+        """
+        is_dear = len(batch) > DEAR_READINGS and np.bincount(batch.slot).max() > DEAR_READINGS
+        if not is_dear:
+            outcome = self._shard.process(batch, now)
+            self._tell(outcome.changes)
+            return outcome
+        whole = Outcome(no_scores(len(batch)), np.full(len(batch), np.nan), [])
+        for start in range(0, len(batch), SLICE_READINGS):
+            if self._leave_by is not None and self._clock.monotonic() >= self._leave_by:
+                return None
+            rows = np.arange(start, min(start + SLICE_READINGS, len(batch)))
+            part = self._shard.process(batch[rows], now)
+            self._tell(part.changes)
+            whole.scores.put(rows, part.scores)
+            whole.strictness[rows] = part.strictness
+            whole.changes.extend(part.changes)
+            self.progress_at = self._clock.monotonic()
+        return whole
 
     def _decode(self, messages: list[Message]) -> tuple[Counter[str], Counter[str], list[tuple[int, float]]]:
         """Fills the columns. Gives messages by fate, rejections by reason, and how far each arrival time reaches."""
@@ -244,6 +275,8 @@ class Engine:
         future = time > now + self._max_future_seconds
         out_of_range = ~future & (np.abs(value) > LARGEST_VALUE)
         good = ~(future | out_of_range)
+        if not good.all():
+            self._hear([columns.key[row] for row in np.flatnonzero(~good).tolist()], now)
         # A reading that is refused for its value or time must not found a series.
         keys = columns.key if good.all() else [key for key, is_good in zip(columns.key, good, strict=True) if is_good]
         slot = np.full(len(columns), FREE, np.int32)
@@ -262,6 +295,18 @@ class Engine:
         flags = np.array(columns.flags, np.uint8)
         return Batch(slot[rows], time[rows], value[rows], flags[rows]), arrival[rows], refused
 
+    def _hear(self, keys: list[str], now: float) -> None:
+        """Readings of these series were refused; but somebody is there."""
+        slots = {slot for key in keys if (slot := self._shard.registry.find(key)) is not None}
+        self._tell(self._shard.hear(np.array(sorted(slots), np.intp), now))
+
+    def _listen(self) -> None:
+        """Before anything is taken in: silence, and the intervals that teach, begin when the daemon begins to hear."""
+        is_hearing = self._is_hearing()
+        if not (is_hearing and self._was_hearing):
+            self._shard.listen_from(self._clock.now())
+        self._was_hearing = is_hearing
+
     def _take_mail(self) -> None:
         adjustment, self._mailbox = self._mailbox, None
         if adjustment is not None:
@@ -273,11 +318,7 @@ class Engine:
         """What depends on the passing of time: silence, the table of series, gauges."""
         self._swept_at = started
         now = self._clock.now()
-        is_hearing = self._is_hearing()
-        if is_hearing and not self._was_hearing:
-            self._shard.listen_from(now)
-        self._was_hearing = is_hearing
-        if is_hearing and self._silent:
+        if self._was_hearing and self._silent:
             changes = self._shard.find_silent(now)
             self._tell(changes)
             for change in changes:

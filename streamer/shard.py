@@ -82,10 +82,15 @@ class Shard:
                 self.detector.calibration.learn_peak(peak.slot, peak.views)
             self.cadence.observe(wave.slots, wave.elapsed, now, ~self.silence_alarms.is_silent(wave.slots))
             changes += step.changes
-            changes += self.silence_alarms.heard(wave.slots, now)
+            changes += self.hear(batch.slot[rows].astype(np.intp), now)
             scores.put(rows, part)
             strictness[rows[wave.rows]] = wave.strictness
         return Outcome(scores, strictness, changes)
+
+    def hear(self, slots: NDArray[np.intp], now: float) -> list[Change]:
+        """`slots` have sent something `now`, a reading or not: none of them is silent."""
+        self.cadence.hear(slots, now)
+        return self.silence_alarms.heard(slots, now)
 
     def find_silent(self, now: float) -> list[Change]:
         """Opens alarms for the series and devices that are overdue `now`."""

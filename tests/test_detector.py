@@ -264,13 +264,26 @@ def test_a_gap_teaches_the_calibration_nothing() -> None:
     np.testing.assert_array_equal(target.calibration.rows, before)
 
 
-def test_readings_without_a_time_are_never_late_when_the_wall_clock_is_set_back() -> None:
-    """Nor are two of one moment duplicates: the payload gave no time to compare."""
+def test_readings_without_a_time_are_never_late() -> None:
+    """Nor are two of one moment duplicates: the payload gave no time to compare, and a wall clock is slewed."""
     target = detector()
     end = warm(target)
-    times = np.array([end - 3600, end - 3599, end - 3599, end + 1])
+    times = np.array([end - 3, end - 2, end - 2, end + 1])
     scores = feed(target, batch([0] * 4, times, noise(4, 2), arrival_time=True))
     assert reasons(scores) == [Unscored.SCORED] * 4
+
+
+def test_a_wall_clock_that_was_ahead_for_a_moment_is_forgotten() -> None:
+    """A year ahead for two readings, then right again: after one gap each way the series is as it was."""
+    target = detector()
+    end = warm(target, interval=10.0)
+    interval = float(target.statistics.narrow[0, Narrow.LOG_ELAPSED])
+    ahead = end + 365 * 86_400
+    times = np.array([ahead, ahead + 10, end + 20, end + 30, end + 40])
+    scores = feed(target, batch([0] * 5, times, noise(5, 2), arrival_time=True))
+    assert reasons(scores) == [Unscored.GAP, Unscored.SCORED, Unscored.GAP, Unscored.SCORED, Unscored.SCORED]
+    assert target.statistics.wide[0, Wide.TIME] == end + 40
+    assert float(target.statistics.narrow[0, Narrow.LOG_ELAPSED]) == pytest.approx(interval, abs=0.5)
 
 
 def test_a_spike_scores_far_above_the_threshold_and_noise_far_below() -> None:

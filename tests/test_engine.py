@@ -28,9 +28,9 @@ from streamer.inbox import Inbox
 from streamer.metrics import Metrics
 from streamer.outbox import Outgoing
 from streamer.payloads import Decoder, Rejection
-from streamer.readings import Message
+from streamer.readings import Batch, Message
 from streamer.registry import Registry
-from streamer.shard import Shard
+from streamer.shard import Outcome, Shard
 from tests import scrapes
 from tests.scrapes import Numbers, total
 from tests.streams import START, noise, random_weights, shipped_weights
@@ -55,8 +55,9 @@ class Bench:
         snapshot_seconds: float = 300.0,
         exclude: tuple[str, ...] = (),
         room: int = 10**9,
+        start: float = START,
     ) -> None:
-        self.clock = ManualClock(START)
+        self.clock = ManualClock(start)
         self.inbox = Inbox(inbox_bytes)
         self.metrics = Metrics(
             "0",
@@ -586,3 +587,86 @@ def test_an_engine_that_fails_says_so() -> None:
     assert not failing.stop(5)
     assert bench.saves == 0
     assert bench.numbers()["messages_queued", ""] == 1
+
+
+# --- What an outage, a dear message and a bad clock must not do ---
+
+
+@pytest.mark.parametrize("how", ["outage", "backlog before the subscription", "restart"])
+def test_an_outage_teaches_no_series_how_long_it_may_be_quiet(how: str) -> None:
+    """Whatever comes first after it, a reading or a look around: silence is found as before."""
+    bench = Bench(max_series=4)
+    bench.report("oven", noise(200).tolist(), every=1.0)
+    if how == "restart":
+        other = Bench(max_series=4, start=bench.clock.now())
+        other.shard.restore(bench.shard.export())
+        bench = other
+    else:
+        bench.is_hearing = False
+        bench.turn()
+    bench.clock.advance(3600)
+    bench.is_hearing = how != "backlog before the subscription"
+    bench.turn(bench.say("oven", 20.0))
+    bench.is_hearing = True
+    bench.report("oven", noise(50).tolist(), every=1.0)
+    assert bench.shard.cadence.allowed_seconds(1, bench.clock.now()).tolist() == [20.0]
+    bench.clock.advance(60)
+    bench.turn()
+    assert [event["kind"] for event in bench.events()] == ["silent"]
+
+
+def timed(bench: Bench, n: int) -> Message:
+    """One message with an hour's readings and more of one series."""
+    start = bench.clock.now() - n
+    return bench.say("logger", json.dumps([{"time": start + k, "value": 20 + k % 7} for k in range(n)]))
+
+
+def test_one_dear_message_stops_neither_the_health_nor_the_end() -> None:
+    """Thousands of readings of one series in a message: the engine makes progress inside it, and leaves in time."""
+    bench = Bench(max_series=4, snapshot_seconds=1e9)
+    seen: list[float] = []
+    step = bench.shard.process
+
+    def process(batch: Batch, now: float) -> Outcome:
+        seen.append(bench.engine.progress_at)
+        bench.clock.advance(1.0)
+        return step(batch, now)
+
+    bench.shard.process = process  # type: ignore[method-assign]  # the real one, and a second passes
+    bench.turn(timed(bench, 2000))
+    assert len(seen) > 4
+    assert len(set(seen)) == len(seen)
+    assert bench.numbers()["readings_decoded_total", ""] == 2000
+    assert [m.topic for m in bench.acknowledged] == ["logger"]
+    assert bench.engine.trouble() is None
+
+    bench.acknowledged.clear()
+    bench.clock.advance(2000)
+    bench.receive(timed(bench, 2000), timed(bench, 2000))
+    bench.inbox.close()
+    bench.engine.stop(6.0)  # not started: only says when to leave, in three seconds
+    bench.engine.start()
+    wait_until(lambda: bench.saves == 1, 60, "the end")
+    assert bench.acknowledged == []
+    assert bench.numbers()["messages_queued", ""] == 2
+
+
+@pytest.mark.parametrize(
+    ("ahead_seconds", "follows", "value"), [(-500, 1, 20), (0, 0, 20), (900, 1, 20), (0, 1, 1e300)]
+)
+def test_a_sensor_that_reports_with_a_bad_clock_is_not_silent(ahead_seconds: int, follows: int, value: float) -> None:
+    """Late, repeated, in the future or out of range: somebody is there."""
+    bench = Bench(max_series=4)
+    for _ in range(60):
+        bench.clock.advance(10)
+        bench.turn(bench.say("oven", json.dumps({"time": bench.clock.now(), "value": 20})))
+    stopped = bench.clock.now()
+    for _ in range(60):
+        bench.clock.advance(10)
+        at = stopped + ahead_seconds + follows * (bench.clock.now() - stopped)
+        bench.turn(bench.say("oven", json.dumps({"time": at, "value": value})))
+    assert bench.events() == []
+    assert bench.numbers()["readings_scored_total", ""] < 60
+    bench.clock.advance(200)
+    bench.turn()
+    assert [event["kind"] for event in bench.events()] == ["silent"]
