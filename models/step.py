@@ -56,6 +56,15 @@ def layers(weights: Weights) -> list[cells.Layer]:
     ]
 
 
+def cuda_is_available() -> bool:
+    """Whether torch is there and sees a CUDA device."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
 class NumpyStepper:
     """The CPU back end: one product, one tanh and five elementwise operations a layer.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import signal
 import threading
@@ -11,18 +10,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from streamer import signals, snapshot
 from streamer.clock import Clock, Steps, SystemClock
 from streamer.engine import READING_REJECTIONS, Adjustment, Engine
 from streamer.errors import SettingsError
 from streamer.http import Server
 from streamer.inbox import Inbox
-from streamer.log import configure, event, set_level
+from streamer.log import SparingLog, configure, event, set_level
 from streamer.metrics import Metrics
 from streamer.mqtt import MqttLink
 from streamer.outbox import Outgoing
 from streamer.payloads import Rejection
-from streamer.readings import Message
+from streamer.readings import Alarm, Message
 from streamer.registry import Registry
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
@@ -33,10 +34,12 @@ from streamer.wiring import decoder_from, load_weights, shard_from
 log = logging.getLogger(__name__)
 
 DISTRIBUTION = "anomaly-streamer"
-DRAIN_SECONDS = 3.0  # of the five within which SIGTERM is obeyed: for what is in the inbox and the last snapshot
-FILTERS_FILE = "filters.json"
+STOP_SECONDS = 4.7  # SIGTERM is obeyed within five; of these
+DRAIN_SECONDS = 2.4  # half for what is in the inbox, half for a copy of the state
+FAREWELL_SECONDS = 0.6  # for the last acknowledgements and the word "offline"; a link that hangs takes one more
+LAST_WRITE_SECONDS = 0.6  # for a snapshot that is still being written when the last one is due
+FILTERS_FILE, ALARMS_FILE = "filters.json", "alarms.json"
 MOST_FILTERS = 1000
-FAREWELL_SECONDS = 1.5  # for the last acknowledgements and the word "offline"
 
 
 class App:
@@ -50,7 +53,8 @@ class App:
         self._decoder = decoder_from(settings)
         weights = load_weights(settings)
         mqtt, limits = settings.mqtt, settings.limits
-        self._past_filters = _past_filters(self._directory.path / FILTERS_FILE)
+        self._past_filters = _strings(self._directory.kept(FILTERS_FILE))
+        self._sparing = SparingLog(log, 60.0, self._clock.monotonic)
         registry = Registry(
             limits.max_series, limits.new_series_per_minute, limits.new_series_burst, self._decoder.device
         )
@@ -96,8 +100,9 @@ class App:
             clock=self._clock,
             publish=self._publish,
             acknowledge=self.link.ack,
-            is_hearing=self._is_hearing,
+            hearing=self._hearing,
             save=self._save,
+            remember=self._remember_alarms,
             snapshot_seconds=settings.state.snapshot_seconds,
             max_future_seconds=settings.clock.max_future_seconds,
             silent=settings.alarms.silent,
@@ -108,7 +113,9 @@ class App:
             if settings.http.enabled
             else None
         )
-        self._saving: threading.Thread | None = None
+        self._writing: threading.Thread | None = None
+        self._is_writing_last = False
+        self._has_saved_last = False
         self._wire_metrics()
 
     # --- Life ---
@@ -119,6 +126,7 @@ class App:
         try:
             self._remember_filters()
             self._restore()
+            self.engine.close_lost(_alarms(self._directory.kept(ALARMS_FILE)))
             if self.http is not None:
                 self.http.start()
         except BaseException:
@@ -133,17 +141,23 @@ class App:
         )  # fmt: skip
 
     def stop(self) -> bool:
-        """Drains, saves, says offline; True if nothing was left undone. Takes at most about five seconds."""
+        """Drains, saves, says offline, within five seconds; True if the state is saved.
+
+        What could not be taken in time is not acknowledged: the broker has it for the next start.
+        """
+        deadline = time.monotonic() + STOP_SECONDS
         self._inbox.close()
         drained = self.engine.stop(DRAIN_SECONDS)
-        gone = self.link.stop(FAREWELL_SECONDS)
-        if self._saving is not None:
-            self._saving.join()
+        self.link.stop(FAREWELL_SECONDS)
         if self.http is not None:
             self.http.stop()
+        if self._is_writing_last:
+            self._wait_for_write(max(deadline - time.monotonic(), 0.0))
+        is_saved = self._has_saved_last
         self._directory.close()
-        event(log, logging.INFO, "stopped", drained=drained, queued=self._inbox.queued())
-        return drained and gone
+        level = logging.INFO if is_saved else logging.ERROR
+        event(log, level, "stopped", drained=drained, queued=self._inbox.queued(), state_saved=is_saved)
+        return is_saved
 
     def reload(self, settings: Settings) -> None:
         """Takes over what can change while it runs; logs what cannot."""
@@ -156,6 +170,8 @@ class App:
         set_level(self._settings.log.level)
         self.metrics.show_series(self._settings.metrics.per_series, self._settings.metrics.top)
         self.metrics.set("alarm_budget_per_series_month", self._settings.alarms.budget_per_series_month)
+        if "mqtt.password" in now:
+            self.link.set_password(self._settings.mqtt.password.get_secret_value())
         alarms = self._settings.alarms
         self.engine.adjust(Adjustment(decoder_from(self._settings), alarms.budget_per_series_month, alarms.silent))
 
@@ -190,12 +206,13 @@ class App:
         if refused and not self._inbox.is_closed:
             self.link.ack(refused)
 
-    def _is_hearing(self) -> bool:
-        """Whether quiet is a sensor's own: not while there is no broker, nor when the wall clock has just been set."""
+    def _hearing(self) -> int:
+        """The connection by which quiet is a sensor's own; 0 without one, and when the wall clock has just been set."""
         has_stepped = self._steps is not None and self._steps.has_stepped()
         if has_stepped:
             event(log, logging.WARNING, "the clock of this machine was set: silence is counted anew")
-        return self.link.status().subscribed and not has_stepped
+        status = self.link.status()
+        return status.generation if status.subscribed and not has_stepped else 0
 
     def _publish(self, message: Outgoing) -> bool:
         return self.link.publish(message.topic, message.payload, retain=message.retain)
@@ -206,6 +223,8 @@ class App:
         metrics.measured("mqtt_connected", lambda: self.link.status().connected)
         metrics.measured("mqtt_subscribed", lambda: self.link.status().subscribed)
         metrics.measured("mqtt_reconnects_total", lambda: self.link.counters().reconnects)
+        metrics.measured("mqtt_stale_acknowledgements_total", lambda: self.link.counters().acknowledgements_stale)
+        metrics.measured("publishes_refused_total", lambda: self.link.counters().publishes_refused)
         metrics.set("series_limit", settings.limits.max_series)
         metrics.set("alarm_budget_per_series_month", settings.alarms.budget_per_series_month)
         metrics.set("model_generation", 1)
@@ -217,39 +236,66 @@ class App:
     def _remember_filters(self) -> None:
         """A broker's session outlives a setting: what was ever subscribed to must be taken back when it is left out."""
         known = dict.fromkeys([*self._past_filters, *self._settings.mqtt.subscribe])
+        self._keep(FILTERS_FILE, list(known)[-MOST_FILTERS:])
+
+    def _remember_alarms(self, alarms: list[Alarm]) -> None:
+        """A run that is killed must not leave an alarm behind that nobody ever closes."""
+        self._keep(ALARMS_FILE, alarms)
+
+    def _keep(self, name: str, content: list[str] | list[Alarm]) -> None:
         try:
-            (self._directory.path / FILTERS_FILE).write_text(json.dumps(list(known)[-MOST_FILTERS:]))
+            self._directory.keep(name, msgspec.json.encode(content))
         except OSError as error:  # a full disk: scoring goes on all the same
-            event(log, logging.WARNING, "subscriptions not remembered", reason=str(error))
+            self._sparing.event(logging.WARNING, "not written", per=name, file=name, reason=str(error))
 
     def _restore(self) -> None:
-        found, set_aside = snapshot.read_newest(self._directory.path)
-        for bad in set_aside:
-            event(log, logging.ERROR, "snapshot set aside", reason=bad)
+        """The newest state that is sound and fits; what is not is set aside, never overwritten by a fresh one."""
         self.metrics.set("state_restored", 0)
-        if found is None:
-            event(log, logging.INFO, "no state to restore: every series begins anew")
+        while True:
+            found, set_aside = snapshot.read_newest(self._directory.path)
+            for bad in set_aside:
+                event(log, logging.ERROR, "snapshot set aside", reason=bad)
+            if found is None:
+                event(log, logging.INFO, "no state to restore: every series begins anew")
+                return
+            try:
+                left_behind = self._shard.restore(State(dict(found.arrays), found.meta))
+            except ValueError as error:
+                kept = snapshot.put_aside(found.path)
+                event(log, logging.ERROR, "snapshot set aside", reason=f"{found.path}: {error}; {kept}")
+                if found.path.exists():
+                    return  # it cannot be moved out of the way, and would be found again
+                continue
+            self.metrics.set("state_restored", 1)
+            event(
+                log, logging.INFO, "state restored", series=len(self._shard.registry), file=found.path.name,
+                left_behind=left_behind,
+            )  # fmt: skip
             return
-        try:
-            left_behind = self._shard.restore(State(dict(found.arrays), found.meta))
-        except ValueError as error:
-            event(log, logging.ERROR, "state not restored: every series begins anew", reason=str(error))
-            return
-        self.metrics.set("state_restored", 1)
-        event(
-            log, logging.INFO, "state restored", series=len(self._shard.registry), file=found.path.name,
-            left_behind=left_behind,
-        )  # fmt: skip
 
     def _save(self, shard: Shard) -> None:
-        """Copies the state at once and writes it in a thread of its own; a write that still runs is waited for."""
-        if self._saving is not None:
-            self._saving.join()
-        state = shard.export()
-        self._saving = threading.Thread(target=self._write, args=(state,), name="snapshot")
-        self._saving.start()
+        """Copies the state at once and writes it in a thread of its own. A disk that is still at it is not waited for,
+        but at the end.
+        """
+        is_last = self._inbox.is_closed
+        if not self._wait_for_write(LAST_WRITE_SECONDS if is_last else 0.0):
+            self.metrics.add("snapshot_total", 1, "failed")
+            event(log, logging.ERROR, "snapshot left out: the disk is still at the one before")
+            return
+        self._is_writing_last = is_last
+        self._writing = threading.Thread(
+            target=self._write, args=(shard.export(), is_last), name="snapshot", daemon=True
+        )
+        self._writing.start()
 
-    def _write(self, state: State) -> None:
+    def _wait_for_write(self, seconds: float) -> bool:
+        """True when no snapshot is being written."""
+        if self._writing is None:
+            return True
+        self._writing.join(seconds)
+        return not self._writing.is_alive()
+
+    def _write(self, state: State, is_last: bool) -> None:
         started = time.monotonic()
         try:
             path = snapshot.write(self._directory.path, state.arrays, state.rest, position=0)
@@ -258,6 +304,7 @@ class App:
             event(log, logging.ERROR, "snapshot failed", reason=str(error))
             return
         self.metrics.snapshot("ok", time.monotonic() - started, path.stat().st_size, self._clock.now())
+        self._has_saved_last = is_last
 
 
 def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
@@ -280,8 +327,7 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
             _reload(app, load)
             continue
         event(log, logging.INFO, "stopping", signal=got.name)
-        app.stop()
-        return 0
+        return 0 if app.stop() else 1
 
 
 def _reload(app: App, load: Callable[[], Settings]) -> None:
@@ -293,13 +339,20 @@ def _reload(app: App, load: Callable[[], Settings]) -> None:
     app.reload(settings)
 
 
-def _past_filters(path: Path) -> list[str]:
-    """The filters of earlier runs with this state directory; none if the file is absent or not ours."""
+def _strings(kept: bytes | None) -> list[str]:
+    """The filters of earlier runs; none if the file is not as we write it."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return msgspec.json.decode(kept or b"[]", type=list[str])[:MOST_FILTERS]
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return []
-    return [each for each in found if isinstance(each, str)][:MOST_FILTERS] if isinstance(found, list) else []
+
+
+def _alarms(kept: bytes | None) -> list[Alarm]:
+    """The alarms that were open when the last run ended; none if the file is not as we write it."""
+    try:
+        return msgspec.json.decode(kept or b"[]", type=list[Alarm])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return []
 
 
 def _merged(old: Settings, new: Settings, names: list[str]) -> Settings:

@@ -242,7 +242,9 @@ def _check(arguments: Arguments) -> int:
     said = reader.sources(arguments.config, arguments.overrides, os.environ, arguments.secrets)
     found: dict[str, object] = {}
     problems: list[str] = []
-    for name, inspect in (("state", _check_state), ("weights", _check_weights), ("tls", _check_tls)):
+    for name, inspect in (
+        ("state", _check_state), ("weights", _check_weights), ("device", _check_device), ("tls", _check_tls),
+    ):  # fmt: skip
         try:
             found[name] = inspect(settings)
         except StreamerError as error:
@@ -282,6 +284,12 @@ def _check_weights(settings: Settings) -> str:
     from streamer.wiring import load_weights
 
     return f"{settings.model.weights or BASE} (SHA-256 {load_weights(settings).sha256[:16]})"
+
+
+def _check_device(settings: Settings) -> str:
+    from streamer.wiring import device_from
+
+    return device_from(settings)
 
 
 def _check_tls(settings: Settings) -> str:

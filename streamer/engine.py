@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -68,13 +68,15 @@ class Engine:
         clock: Clock,
         publish: Publish,
         acknowledge: Callable[[Sequence[Message]], None],
-        is_hearing: Callable[[], bool],
+        hearing: Callable[[], int],
         save: Callable[[Shard], None] = lambda _: None,
+        remember: Callable[[list[Alarm]], None] = lambda _: None,
         snapshot_seconds: float = 300.0,
         max_future_seconds: float = 300.0,
         silent: bool = True,
         publish_series: Literal["alarm", "all", "off"] = "alarm",
     ) -> None:
+        """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not."""
         self._instance = instance
         self._shard = shard
         self._decoder = decoder
@@ -83,8 +85,9 @@ class Engine:
         self._clock = clock
         self._publish = publish
         self._acknowledge = acknowledge
-        self._is_hearing = is_hearing
+        self._hearing = hearing
         self._save = save
+        self._remember = remember
         self._snapshot_seconds = snapshot_seconds
         self._max_future_seconds = max_future_seconds
         self._silent = silent
@@ -93,10 +96,11 @@ class Engine:
 
         self._columns = Columns()
         self._refused_before = dict(shard.registry.refused)
-        self._was_hearing = False
-        """at the last turn: what comes first after an outage must not be taken for a sensor's own interval"""
+        self._heard_by = 0
         self._has_settled = False
         self._touched: set[int] = set()
+        self._remembered: list[Alarm] = []
+        self._lost: list[Alarm] = []
         self._swept_at = -np.inf
         self._saved_at = clock.monotonic()
         self._mailbox: Adjustment | None = None
@@ -115,6 +119,7 @@ class Engine:
 
     def start(self) -> None:
         """Begin to take messages."""
+        self._show(self._clock.now())
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -128,6 +133,14 @@ class Engine:
             return True
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive() and self._failure is None and self._inbox.queued() == 0
+
+    def close_lost(self, remembered: list[Alarm]) -> None:
+        """Before `start`: the alarms that were open when the last run ended, however it ended.
+
+        Those of which the restored state knows nothing are told as closed, and their retained states are taken back.
+        """
+        known = {alarm.id for alarm in self._shard.open_alarms()}
+        self._lost = [alarm for alarm in remembered if alarm.id not in known]
 
     def adjust(self, adjustment: Adjustment) -> None:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
@@ -277,6 +290,12 @@ class Engine:
         good = ~(future | out_of_range)
         if not good.all():
             self._hear([columns.key[row] for row in np.flatnonzero(~good).tolist()], now)
+        if future.any():
+            row = int(np.flatnonzero(future)[0])
+            self._sparing.event(
+                logging.WARNING, "reading rejected: its time is in the future", key=columns.key[row],
+                ahead_seconds=round(float(time[row]) - now, 1), advice="check its clock, and input.time_zone",
+            )  # fmt: skip
         # A reading that is refused for its value or time must not found a series.
         keys = columns.key if good.all() else [key for key, is_good in zip(columns.key, good, strict=True) if is_good]
         slot = np.full(len(columns), FREE, np.int32)
@@ -290,6 +309,7 @@ class Engine:
         ):
             if n:
                 rejected[reason] += n
+            if n and reason != "future":
                 self._sparing.event(logging.WARNING, "readings rejected", per=reason, reason=reason, readings=n)
         rows = np.flatnonzero(slot != FREE)
         flags = np.array(columns.flags, np.uint8)
@@ -302,10 +322,20 @@ class Engine:
 
     def _listen(self) -> None:
         """Before anything is taken in: silence, and the intervals that teach, begin when the daemon begins to hear."""
-        is_hearing = self._is_hearing()
-        if not (is_hearing and self._was_hearing):
+        before, self._heard_by = self._heard_by, self._hearing()
+        if self._heard_by != before or not self._heard_by:
             self._shard.listen_from(self._clock.now())
-        self._was_hearing = is_hearing
+        if self._heard_by and self._heard_by != before:
+            self._say_anew()
+
+    def _say_anew(self) -> None:
+        """A broker that was away may have lost what it had retained; and a run that was killed has left some behind."""
+        now = self._clock.now()
+        lost, self._lost = self._lost, []
+        self._tell([Change("closed", replace(alarm, updated_at=now, closed_at=now)) for alarm in lost])
+        if self._publish_series != "off":
+            for alarm in self._shard.open_alarms():
+                self._send(self._state_of_alarm(alarm))
 
     def _take_mail(self) -> None:
         adjustment, self._mailbox = self._mailbox, None
@@ -318,19 +348,25 @@ class Engine:
         """What depends on the passing of time: silence, the table of series, gauges."""
         self._swept_at = started
         now = self._clock.now()
-        if self._was_hearing and self._silent:
+        if self._heard_by and self._silent:
             changes = self._shard.find_silent(now)
             self._tell(changes)
             for change in changes:
                 self._metrics.add("alarms_opened_total", 1, change.alarm.kind)
         self._publish_touched(now)
         self._renew_table(now)
-        shard = self._shard
-        self.alarms = shard.open_alarms()  # also those that a restored state has brought
+        self.alarms = self._shard.open_alarms()  # also those that a restored state has brought
+        if self.alarms != self._remembered:
+            self._remember(self.alarms)
+            self._remembered = self.alarms
+        self._show(now)
+
+    def _show(self, now: float) -> None:
+        """The gauges."""
         kinds = Counter(alarm.kind for alarm in self.alarms)
         with self._metrics.lock:
-            self._metrics.set("series", len(shard.registry))
-            self._metrics.set("series_warming", shard.warming())
+            self._metrics.set("series", len(self._shard.registry))
+            self._metrics.set("series_warming", self._shard.warming())
             for kind in ALARM_KINDS:
                 self._metrics.set("alarms_open", kinds[kind], kind)
             self._metrics.set("last_progress_timestamp_seconds", now)
@@ -356,10 +392,11 @@ class Engine:
             alarm = change.alarm
             level = logging.WARNING if change.what == "opened" else logging.INFO
             if change.what != "updated":
-                event(
-                    log, level, f"alarm {change.what}", id=alarm.id, kind=alarm.kind, key=alarm.key, value=alarm.value,
-                    expected=alarm.expected, lower=alarm.lower, upper=alarm.upper, score=alarm.score, view=alarm.view,
-                )  # fmt: skip
+                figures = alarm.detail if alarm.kind == "silent" else {
+                    "value": alarm.value, "expected": alarm.expected, "lower": alarm.lower, "upper": alarm.upper,
+                    "score": alarm.score, "view": alarm.view,
+                }  # fmt: skip
+                event(log, level, f"alarm {change.what}", id=alarm.id, kind=alarm.kind, key=alarm.key, **figures)
             self._send(outbox.alarm_event(self._instance, change))
             if self._publish_series != "off":
                 # A series that was in alarm and then fell silent has two; the state tells of one that is open.

@@ -22,7 +22,7 @@ from http import HTTPStatus
 
 from streamer.errors import ServiceError
 
-STOP_SECONDS = 2.0
+STOP_SECONDS = 0.5
 BACKLOG = 128
 GZIP_FROM_BYTES = 1024
 

@@ -100,6 +100,10 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "mqtt_received_bytes_total": _Family("counter", "Bytes of payload that the broker has delivered."),
         "publishes_total": _Family("counter", "Messages of our own that were handed to the broker's connection."),
         "publishes_dropped_total": _Family("counter", "Messages of our own that found no room and were given up."),
+        "publishes_refused_total": _Family("counter", "Messages of our own that the broker has refused (MQTT 5)."),
+        "mqtt_stale_acknowledgements_total": _Family(
+            "counter", "Acknowledgements not sent, since the connection that brought the message is gone."
+        ),
         # State.
         "model_generation": _Family("gauge", "Generation of the weights that serve."),
         "state_restored": _Family("gauge", "1 when the start found the state of an earlier run, 0 when it began anew."),

@@ -215,9 +215,12 @@ class Mqtt(_Table):
         "File that holds the password and nothing else; a last line break does not count.",
         path="file",
         form="a path, or empty",
+        reload=True,
     )
     password: SecretStr = _set(
-        SecretStr(""), "The password itself; only the secrets directory may say it, as a file `mqtt.password`."
+        SecretStr(""),
+        "The password itself; only the secrets directory may say it, as a file `mqtt.password`.",
+        reload=True,
     )
     connect_timeout_seconds: float = _set(
         10.0, "How long a connection may take to be made.", lower=1, upper=300, unit="s"
@@ -228,7 +231,7 @@ class Mqtt(_Table):
     reconnect_max_seconds: float = _set(60.0, "Longest pause between two attempts.", lower=0.1, upper=3600, unit="s")
     max_packet_bytes: int = _set(
         1_048_576,
-        "Largest packet that the broker may send; MQTT 5 brokers drop larger ones, from others the connection ends.",
+        "Largest packet that the broker may send; MQTT 5 brokers drop larger ones, those of others are rejected.",
         lower=1024,
         upper=MAX_PACKET_BYTES,
         unit="bytes",

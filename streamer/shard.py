@@ -63,12 +63,18 @@ class Shard:
         device: str = "cpu",
     ) -> None:
         self.registry = registry
-        self._weights_sha256 = weights.sha256
-        self._max_series = max_series
-        self.detector = Detector(weights, max_series, budget_per_series_month=budget_per_series_month, device=device)
-        self.cadence = Cadence(max_series)
-        self.value_alarms = ValueAlarms(max_series)
-        self.silence_alarms = SilenceAlarms(max_series)
+        self._weights = weights
+        self._device = device
+        self._allocate(max_series, budget_per_series_month)
+
+    def _allocate(self, capacity: int, budget_per_series_month: float) -> None:
+        self._capacity = capacity
+        self.detector = Detector(
+            self._weights, capacity, budget_per_series_month=budget_per_series_month, device=self._device
+        )
+        self.cadence = Cadence(capacity)
+        self.value_alarms = ValueAlarms(capacity)
+        self.silence_alarms = SilenceAlarms(capacity)
 
     def process(self, batch: Batch, now: float) -> Outcome:
         """Scores and learns a batch that has come `now` (epoch seconds); no slot may be negative."""
@@ -137,7 +143,7 @@ class Shard:
     def export(self) -> State:
         """A copy of everything, in the order of the slots."""
         rest = _Rest(
-            self._weights_sha256, self.registry.state(), self.value_alarms.state(), self.silence_alarms.state()
+            self._weights.sha256, self.registry.state(), self.value_alarms.state(), self.silence_alarms.state()
         )
         return State(self._arrays(self.registry.rows), msgspec.to_builtins(rest))
 
@@ -156,14 +162,14 @@ class Shard:
         except msgspec.ValidationError as error:
             raise ValueError(f"the state is not of this kind: {error}") from error
         count = len(rest.registry.keys)
-        if count > self._max_series:
-            raise ValueError(f"the state holds {count} series, limits.max_series allows {self._max_series}")
-        is_ours = rest.weights_sha256 == self._weights_sha256
+        is_ours = rest.weights_sha256 == self._weights.sha256
         arrays = {
             name: _fitting(name, state.arrays.get(name), like, count)
             for name, like in self._arrays(0).items()
             if is_ours or name not in MADE_BY_WEIGHTS
         }
+        if count > self._capacity:  # the limit was lowered: what is known stays, nothing new is let in
+            self._allocate(count, self.detector.budget_per_series_month)
         self.registry.restore(rest.registry)
         self.detector.restore(arrays)
         self.cadence.rows[:count] = arrays["cadence"]

@@ -207,9 +207,9 @@ def read_newest(directory: Path) -> Found:
         try:
             return Found(read(path), set_aside)
         except DamagedError as error:
-            set_aside.append(f"{path}: {error}; {_set_aside(path)}")
+            set_aside.append(f"{path}: {error}; {put_aside(path)}")
         except OSError as error:
-            set_aside.append(f"{path}: cannot be read: {error.strerror or error}; {_set_aside(path)}")
+            set_aside.append(f"{path}: cannot be read: {error.strerror or error}; {put_aside(path)}")
     return Found(None, set_aside)
 
 
@@ -329,7 +329,7 @@ def _number(path: Path) -> int:
     return int(path.name.split("-")[1].split(".")[0])
 
 
-def _set_aside(path: Path) -> str:
+def put_aside(path: Path) -> str:
     """Renames the file, deletes those that were set aside long ago, and says what has become of it."""
     bad = path.with_name(path.name + ".bad")
     try:

@@ -1,13 +1,16 @@
-"""The state directory: created, tried out, and held by one daemon at a time. It keeps nothing but the file `lock`."""
+"""The state directory: created, tried out, and held by one daemon at a time; and the small files in it."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 from streamer.errors import StateError
+
+MOST_KEPT_BYTES = 1 << 28
 
 
 class StateDirectory:
@@ -45,6 +48,27 @@ class StateDirectory:
             return
         os.close(self._descriptor)
         self._descriptor = None
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Replaces a small file, whole or not at all; it outlives the process, not a power cut. Raises OSError."""
+        part = self.path / f"{name}.part"
+        part.unlink(missing_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+        part.replace(self.path / name)
+
+    def kept(self, name: str) -> bytes | None:
+        """What was kept; None if there is no such file of ours, or it cannot be read."""
+        try:
+            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            return None
+        with open(descriptor, "rb") as file:
+            return file.read(MOST_KEPT_BYTES)
 
     def _create(self) -> None:
         if os.path.isdir(self.path):  # unlike Path's, it answers whatever the path

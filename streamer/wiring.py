@@ -6,6 +6,7 @@ from pathlib import Path
 
 from models import features
 from models import weights as weights_files
+from models.step import cuda_is_available
 from streamer.errors import ModelError
 from streamer.payloads import Decoder, Rule
 from streamer.registry import Registry
@@ -45,6 +46,16 @@ def load_weights(settings: Settings) -> weights_files.Weights:
     return weights
 
 
+def device_from(settings: Settings) -> str:
+    """cpu or cuda; torch is asked only where cuda may be meant. Raises ModelError."""
+    wanted = settings.model.device
+    if wanted == "cpu" or cuda_is_available():
+        return "cpu" if wanted == "cpu" else "cuda"
+    if wanted == "cuda":
+        raise ModelError("model.device: found no CUDA device that torch can use; expected one, or cpu, or auto")
+    return "cpu"
+
+
 def shard_from(settings: Settings, weights: weights_files.Weights, registry: Registry) -> Shard:
     """A shard without a past."""
     return Shard(
@@ -52,5 +63,5 @@ def shard_from(settings: Settings, weights: weights_files.Weights, registry: Reg
         weights,
         settings.limits.max_series,
         budget_per_series_month=settings.alarms.budget_per_series_month,
-        device=settings.model.device,
+        device=device_from(settings),
     )

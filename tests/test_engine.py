@@ -28,7 +28,7 @@ from streamer.inbox import Inbox
 from streamer.metrics import Metrics
 from streamer.outbox import Outgoing
 from streamer.payloads import Decoder, Rejection
-from streamer.readings import Batch, Message
+from streamer.readings import Alarm, Batch, Message
 from streamer.registry import Registry
 from streamer.shard import Outcome, Shard
 from tests import scrapes
@@ -76,7 +76,10 @@ class Bench:
         self.published: list[Outgoing] = []
         self.acknowledged: list[Message] = []
         self.saves = 0
+        self.remembered: list[Alarm] = []
+        self.times_remembered = 0
         self.is_hearing = True
+        self.connection = 1
         self.room = room
         self.seconds_per_message = 0.0
         """how long the engine takes by the manual clock"""
@@ -90,8 +93,9 @@ class Bench:
             clock=self.clock,
             publish=self.publish,
             acknowledge=self.acknowledge,
-            is_hearing=lambda: self.is_hearing,
+            hearing=lambda: self.connection if self.is_hearing else 0,
             save=self.save,
+            remember=self.remember,
             snapshot_seconds=snapshot_seconds,
             silent=silent,
             publish_series=publish_series,
@@ -112,6 +116,10 @@ class Bench:
     def save(self, shard: Shard) -> None:
         assert shard is self.shard
         self.saves += 1
+
+    def remember(self, alarms: list[Alarm]) -> None:
+        self.remembered = alarms
+        self.times_remembered += 1
 
     def receive(self, *messages: Message) -> None:
         """As the network thread does."""
@@ -577,7 +585,7 @@ def test_an_engine_that_fails_says_so() -> None:
         clock=bench.clock,
         publish=bench.publish,
         acknowledge=fail,
-        is_hearing=lambda: True,
+        hearing=lambda: 1,
         save=bench.save,
     )
     failing.start()
@@ -670,3 +678,57 @@ def test_a_sensor_that_reports_with_a_bad_clock_is_not_silent(ahead_seconds: int
     bench.clock.advance(200)
     bench.turn()
     assert [event["kind"] for event in bench.events()] == ["silent"]
+
+
+# --- Alarms over the end of a run, and of a connection ---
+
+
+def test_an_alarm_of_which_a_killed_run_left_the_state_behind_is_closed() -> None:
+    """Opened after the last snapshot, then kill -9: the next run tells its end and takes its retained state back."""
+    first = Bench(weights=shipped_weights())
+    first.report("oven", noise(60).tolist())
+    state = first.shard.export()
+    first.report("oven", [90.0])
+    first.clock.advance(1)
+    first.turn()
+    assert [alarm.key for alarm in first.remembered] == ["oven"]
+    second = Bench(weights=shipped_weights(), start=first.clock.now())
+    second.shard.restore(state)
+    second.engine.close_lost(first.remembered)
+    second.turn()
+    assert [(event["event"], event["id"]) for event in second.events()] == [("closed", first.remembered[0].id)]
+    assert second.states("oven") == [b""]
+    second.clock.advance(1)
+    second.turn()
+    assert len(second.events()) == 1
+
+
+def test_open_alarms_are_remembered_when_they_change_and_not_else() -> None:
+    """The file is written when an alarm opens or closes, at most once a second."""
+    bench = Bench(weights=shipped_weights())
+    bench.report("oven", noise(60).tolist())
+    assert bench.times_remembered == 0
+    bench.report("oven", [90.0])
+    assert (bench.times_remembered, len(bench.remembered)) == (1, 1)
+    bench.report("oven", noise(40, 1).tolist())
+    assert bench.remembered == []
+
+
+def test_states_of_open_alarms_are_published_again_when_the_broker_is_back() -> None:
+    """A broker without persistence has lost what it had retained; so it is after a restart of the daemon."""
+    bench = Bench(weights=shipped_weights())
+    bench.report("oven", [*noise(60).tolist(), 90.0])
+    said = bench.states("oven")
+    assert len(said) == 1
+    bench.is_hearing = False
+    bench.turn()
+    bench.is_hearing = True
+    bench.turn()
+    assert bench.states("oven") == [said[0], said[0]]
+    bench.connection = 2  # it was away for less than a turn
+    bench.turn()
+    assert bench.states("oven") == [said[0]] * 3
+    other = Bench(weights=shipped_weights(), start=bench.clock.now())
+    other.shard.restore(bench.shard.export())
+    other.turn()
+    assert other.states("oven") == [said[0]]

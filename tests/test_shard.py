@@ -135,7 +135,7 @@ def test_state_of_other_weights_keeps_statistics_and_leaves_the_hidden_state_beh
 
 
 def test_a_state_that_does_not_fit_is_refused_whole() -> None:
-    """Wrong rows, another type, a missing array, no registry, too many series: nothing is taken over."""
+    """Wrong rows, another type, a missing array, no registry: nothing is taken over."""
     first, _ = in_alarm()
     good = through_json(first.export())
     wrong = {
@@ -153,8 +153,17 @@ def test_a_state_that_does_not_fit_is_refused_whole() -> None:
             second.restore(state)
         assert len(second.registry) == 0
         same(second.export(), new_shard([], max_series=5).export())
-    with pytest.raises(ValueError, match=r"holds 5 series, limits\.max_series allows 4"):
-        new_shard([], max_series=4).restore(good)
+
+
+def test_a_limit_that_was_lowered_forgets_nothing() -> None:
+    """The series there are stay and go on; a new one is not let in."""
+    first, now = in_alarm()
+    second = new_shard([], max_series=3)
+    assert second.restore(through_json(first.export())) is None
+    same(first.export(), second.export())
+    there, here = (each.process(batch(np.arange(5), now + 60, 20.0), now + 60) for each in (first, second))
+    np.testing.assert_array_equal(there.scores.score, here.scores.score)
+    assert second.registry.resolve(["plant/new"], now).tolist() == [-1]
 
 
 def test_an_evicted_series_closes_its_alarm_and_frees_its_slot() -> None:

@@ -157,3 +157,26 @@ def test_a_directory_of_somebody_else_ends_the_start(secret: Path, where: str) -
         in ended.stderr
     )
     assert "expected a directory" in ended.stderr
+
+
+def test_small_files_are_replaced_whole_and_seen_by_their_owner_only(tmp_path: Path) -> None:
+    """What was kept stays when the disk takes no more; a link or a pipe of that name is not ours."""
+    directory = StateDirectory(tmp_path)
+    assert directory.kept("filters.json") is None
+    directory.keep("filters.json", b"one")
+    directory.keep("filters.json", b"two")
+    assert directory.kept("filters.json") == b"two"
+    assert (tmp_path / "filters.json").stat().st_mode & 0o777 == 0o600
+    limits = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); import signal\n"
+    full = limits + "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nfrom pathlib import Path\n"
+    full += "from streamer.statedir import StateDirectory\n"
+    full += f"StateDirectory(Path({str(tmp_path)!r})).keep('filters.json', b'three')"
+    ended = subprocess.run([sys.executable, "-c", full], capture_output=True, text=True, timeout=60, check=False)
+    assert "File too large" in ended.stderr
+    assert directory.kept("filters.json") == b"two"
+    (tmp_path / "elsewhere").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert directory.kept("link") is None
+    assert directory.kept("pipe") is None
+    assert directory.kept(".") is None

@@ -259,4 +259,4 @@ def test_a_topic_that_is_no_longer_subscribed_to_does_not_come_any_more(mosquitt
     remembered.mkdir()
     with running(broker.port, tmp_path) as daemon:
         daemon.wait_ready()
-        daemon.wait_log("subscriptions not remembered")
+        daemon.wait_log("not written file=filters.json")

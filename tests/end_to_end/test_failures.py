@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from streamer import snapshot
 from tests.conftest import StartBroker
 from tests.end_to_end.daemon import SECONDS, client, message, running, send
 from tests.scrapes import total
-from tests.servers import free_port
+from tests.servers import free_port, program
 from tests.waiting import wait_until
 
 MEGABYTE = 2**20
@@ -150,6 +153,20 @@ def test_a_wrong_password_is_said_and_not_hammered(mosquitto: StartBroker, tmp_p
         assert daemon.stop() == 0
 
 
+def test_a_new_password_is_taken_at_sighup(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """Refused, then the file is mended and the daemon told so: connected, without a restart and at once."""
+    broker = mosquitto(users={"ann": "secret"})
+    password = tmp_path / "password"
+    password.write_text("wrong")
+    with running(broker.port, tmp_path, "mqtt.username=ann", f"mqtt.password_file={password}") as daemon:
+        daemon.wait_log("no connection to the broker")
+        password.write_text("secret")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_ready()
+        assert "secret" not in daemon.log()
+        assert daemon.stop() == 0
+
+
 def test_when_the_broker_goes_it_is_not_ready_and_nobody_is_silent(mosquitto: StartBroker, tmp_path: Path) -> None:
     """Live all the time, ready again when the broker is back; the readings in between are nobody's fault."""
     broker = mosquitto()
@@ -166,6 +183,50 @@ def test_when_the_broker_goes_it_is_not_ready_and_nobody_is_silent(mosquitto: St
         assert daemon.numbers()["mqtt_reconnects_total", ""] >= 1
         assert total(daemon.numbers(), "alarms_opened_total") == 0
         assert daemon.stop() == 0
+
+
+def test_open_alarms_are_retained_again_by_a_broker_that_has_lost_them(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """Killed, a broker forgets what it had retained; who asks it afterwards finds the open alarm all the same."""
+    broker = mosquitto()
+    topic = "streamer/default/series/plant/oven%23temperature"
+    with running(broker.port, tmp_path, "mqtt.reconnect_min_seconds=0.2", "mqtt.reconnect_max_seconds=1") as daemon:
+        daemon.wait_ready()
+        with client(broker) as peer:
+            for k in range(60):
+                send(peer, "plant/oven", message(k, 20 + k % 3))
+            send(peer, "plant/oven", message(60, 500.0))
+        daemon.wait_settled(61)
+        broker.kill()
+        wait_until(lambda: daemon.get("/-/ready")[0] == 503, SECONDS, "not ready")
+        broker.start()
+        daemon.wait_ready()
+        heard: list[MQTTMessage] = []
+        with client(broker) as peer:
+            peer.on_message = lambda _client, _data, got: heard.append(got)
+            peer.subscribe(topic, qos=1)
+            wait_until(lambda: heard, SECONDS, "the retained state")
+        assert json.loads(heard[0].payload)["value"] == 500.0
+        assert daemon.stop() == 0
+
+
+@pytest.mark.server("strace")
+def test_a_disk_that_hangs_holds_up_neither_scoring_nor_the_end(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """Snapshots are left out and counted, readings are scored; SIGTERM is obeyed in time, and the loss is said."""
+    broker = mosquitto()
+    tracer = program("strace")
+    with running(broker.port, tmp_path, "state.snapshot_seconds=1") as daemon, client(broker) as peer:
+        daemon.wait_ready()
+        slow = [tracer, "-qq", "-f", "-e", "trace=fsync", "-e", "inject=fsync:delay_enter=30000000"]
+        with subprocess.Popen([*slow, "-p", str(daemon.process.pid)], stderr=subprocess.DEVNULL) as tracing:
+            wait_until(lambda: daemon.numbers()["snapshot_total", "failed"] >= 1, SECONDS, "a snapshot left out")
+            for k in range(30):
+                send(peer, "plant/oven", message(k, 20.0))
+            assert daemon.wait_settled(30)["readings_scored_total", ""] == 10
+            assert daemon.get("/-/healthy")[0] == 200
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.wait_log("state_saved=false", seconds=5)
+            tracing.kill()  # the kernel lets no process go that the disk, here strace, still has in its hands
+            assert daemon.process.wait(SECONDS) == 1
 
 
 def test_a_daemon_that_is_killed_is_said_to_be_offline(mosquitto: StartBroker, tmp_path: Path) -> None:
