@@ -220,7 +220,9 @@ def _explain(arguments: Arguments) -> int:
     from streamer.payloads import explain
     from streamer.wiring import decoder_from
 
-    explanation = explain(decoder_from(settings), arguments.topic, _payload(arguments), time.time())
+    explanation = explain(
+        decoder_from(settings), arguments.topic, _payload(arguments), time.time(), settings.clock.max_future_seconds
+    )
     print(msgspec.json.encode(explanation).decode() if arguments.json else explanation.text())
     return 0 if explanation.readings else 1
 
@@ -240,7 +242,12 @@ def _check(arguments: Arguments) -> int:
 
     settings = _settings(arguments)
     said = reader.sources(arguments.config, arguments.overrides, os.environ, arguments.secrets)
-    found: dict[str, object] = {}
+    mqtt, http = settings.mqtt, settings.http
+    found: dict[str, object] = {
+        "instance": settings.instance,
+        "broker": f"{mqtt.host}:{mqtt.port}, as {settings.client_id}",
+        "http": f"http://{http.host}:{http.port}" if http.enabled else "off",
+    }
     problems: list[str] = []
     for name, inspect in (
         ("state", _check_state), ("weights", _check_weights), ("device", _check_device), ("tls", _check_tls),

@@ -118,32 +118,37 @@ class Cadence:
         """the daemon's clock when it began to hear: silence is counted from here at the earliest"""
 
     def observe(
-        self, slots: NDArray[np.intp], elapsed: NDArray[np.float64], now: float, ordinary: NDArray[np.bool_]
+        self,
+        slots: NDArray[np.intp],
+        elapsed: NDArray[np.float64],
+        arrival: NDArray[np.float64],
+        ordinary: NDArray[np.bool_],
     ) -> None:
-        """Takes in that `slots` (unique) have reported `now`; `elapsed` seconds of event time after their last reading.
+        """Takes in that `slots` (unique) have reported, `elapsed` seconds of event time after their last reading.
 
-        Where `ordinary` is False (a silence that raised an alarm) the interval teaches nothing.
+        `arrival` is when each came, by the daemon's clock, not when there was time for it. Where `ordinary` is False (a
+        silence that raised an alarm) the interval teaches nothing.
         """
         rows = self.rows[slots]
-        arrival = rows[:, _Column.ARRIVAL]
-        known = arrival > 0
-        waited, elapsed = np.where(known, now - arrival, 0.0), np.nan_to_num(elapsed)
+        before = rows[:, _Column.ARRIVAL]
+        known = before > 0
+        waited, elapsed = np.where(known, arrival - before, 0.0), np.nan_to_num(elapsed)
         interval = np.maximum(waited, elapsed)
-        teaches = known & ordinary & (arrival >= self.listening_since) & (waited > LIVE_SHARE * elapsed) & (waited > 0)
+        teaches = known & ordinary & (before >= self.listening_since) & (waited > LIVE_SHARE * elapsed) & (waited > 0)
         gaps = rows[:, _Column.GAPS] + teaches
         rate = np.where(teaches, np.maximum(1 / np.maximum(gaps, 1), USUAL_RATE), 0.0)
         rows[:, _Column.USUAL] += rate * (interval - rows[:, _Column.USUAL])
         faded = rows[:, _Column.LONGEST] * np.exp(-np.where(teaches, interval, 0.0) / FORGET_SECONDS)
         rows[:, _Column.LONGEST] = np.where(teaches, np.maximum(faded, interval), rows[:, _Column.LONGEST])
         rows[:, _Column.GAPS] = gaps
-        rows[:, _Column.FIRST] = np.where(known, rows[:, _Column.FIRST], now)
-        rows[:, _Column.ARRIVAL] = now
+        rows[:, _Column.FIRST] = np.where(known, rows[:, _Column.FIRST], arrival)
+        rows[:, _Column.ARRIVAL] = arrival
         self.rows[slots] = rows
 
-    def hear(self, slots: NDArray[np.intp], now: float) -> None:
-        """`slots` have said something `now` that is no reading in its order: they are not silent, and teach nothing."""
-        known = slots[self.rows[slots, _Column.ARRIVAL] > 0]
-        self.rows[known, _Column.ARRIVAL] = now
+    def hear(self, slots: NDArray[np.intp], arrival: NDArray[np.float64]) -> None:
+        """`slots` (unique) have sent something that is no reading in its order: not silent; it teaches nothing."""
+        known = self.rows[slots, _Column.ARRIVAL] > 0
+        self.rows[slots[known], _Column.ARRIVAL] = arrival[known]
 
     def allowed_seconds(self, count: int, now: float) -> NDArray[np.float64]:
         """How long each of the first `count` series may keep quiet; infinite while that is not known."""

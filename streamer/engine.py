@@ -97,6 +97,8 @@ class Engine:
         self._columns = Columns()
         self._refused_before = dict(shard.registry.refused)
         self._heard_by = 0
+        self._taken_until = -np.inf
+        """arrival of the last message that was taken"""
         self._has_settled = False
         self._touched: set[int] = set()
         self._remembered: list[Alarm] = []
@@ -199,11 +201,12 @@ class Engine:
 
     def _settle(self, messages: list[Message], started: float) -> None:
         now = self._clock.now()
+        self._taken_until = messages[-1].arrival
         counts, rejected, senders = self._decode(messages)
         readings = len(self._columns) + sum(self._columns.rejected.values())
         readings_rejected: Counter[str] = Counter({str(k): n for k, n in self._columns.rejected.items()})
         batch, arrivals, refused = self._batch(now, senders, readings_rejected)
-        outcome = self._process(batch, now)
+        outcome = self._process(batch, arrivals)
         if outcome is None:
             self._columns.clear()
             return
@@ -232,7 +235,7 @@ class Engine:
             self._metrics.settle(turn)
         self._columns.clear()
 
-    def _process(self, batch: Batch, now: float) -> Outcome | None:
+    def _process(self, batch: Batch, arrivals: Float64) -> Outcome | None:
         """Hands the batch to the shard and tells what changed; None if it is time to leave in the middle of it.
 
         Then its messages are neither acknowledged nor settled: the broker sends them again, and those of their readings
@@ -240,7 +243,7 @@ class Engine:
         """
         is_dear = len(batch) > DEAR_READINGS and np.bincount(batch.slot).max() > DEAR_READINGS
         if not is_dear:
-            outcome = self._shard.process(batch, now)
+            outcome = self._shard.process(batch, arrivals)
             self._tell(outcome.changes)
             return outcome
         whole = Outcome(no_scores(len(batch)), np.full(len(batch), np.nan), [])
@@ -248,7 +251,7 @@ class Engine:
             if self._leave_by is not None and self._clock.monotonic() >= self._leave_by:
                 return None
             rows = np.arange(start, min(start + SLICE_READINGS, len(batch)))
-            part = self._shard.process(batch[rows], now)
+            part = self._shard.process(batch[rows], arrivals[rows])
             self._tell(part.changes)
             whole.scores.put(rows, part.scores)
             whole.strictness[rows] = part.strictness
@@ -318,7 +321,7 @@ class Engine:
     def _hear(self, keys: list[str], now: float) -> None:
         """Readings of these series were refused; but somebody is there."""
         slots = {slot for key in keys if (slot := self._shard.registry.find(key)) is not None}
-        self._tell(self._shard.hear(np.array(sorted(slots), np.intp), now))
+        self._tell(self._shard.hear(np.array(sorted(slots), np.intp), np.full(len(slots), now)))
 
     def _listen(self) -> None:
         """Before anything is taken in: silence, and the intervals that teach, begin when the daemon begins to hear."""
@@ -349,7 +352,8 @@ class Engine:
         self._swept_at = started
         now = self._clock.now()
         if self._heard_by and self._silent:
-            changes = self._shard.find_silent(now)
+            # Who has spoken may still wait in the inbox: then only the time up to the last message taken is judged.
+            changes = self._shard.find_silent(min(now, self._taken_until) if self._inbox.queued() else now)
             self._tell(changes)
             for change in changes:
                 self._metrics.add("alarms_opened_total", 1, change.alarm.kind)

@@ -35,6 +35,7 @@ class Writer(Protocol):
     def writerow(self, row: Iterable[object], /) -> object: ...
 
 
+FARTHEST_SECONDS = 253_402_300_800.0  # the year 10,000, as far as ISO 8601 goes
 COLUMNS = ("time", "series", "value", "expected", "lower", "upper", "score", "alarm")
 JOINT = "*"
 
@@ -147,7 +148,7 @@ def _time(cell: str, place: str) -> float:
             time = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):
             time = math.nan
-    if not math.isfinite(time):
+    if not abs(time) < FARTHEST_SECONDS:
         raise InputError(f"{place}: found {cell[:40]!r} as a time; expected epoch seconds or ISO 8601")
     return time
 

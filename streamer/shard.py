@@ -76,8 +76,12 @@ class Shard:
         self.value_alarms = ValueAlarms(capacity)
         self.silence_alarms = SilenceAlarms(capacity)
 
-    def process(self, batch: Batch, now: float) -> Outcome:
-        """Scores and learns a batch that has come `now` (epoch seconds); no slot may be negative."""
+    def process(self, batch: Batch, arrival: float | Float64) -> Outcome:
+        """Scores and learns a batch; no slot may be negative.
+
+        `arrival` `(n,)` or one for all, epoch seconds: when each reading came, however long it has waited since.
+        """
+        arrivals = np.broadcast_to(np.asarray(arrival, np.float64), (len(batch),))
         scores, strictness = no_scores(len(batch)), np.full(len(batch), np.nan)
         changes: list[Change] = []
         for rows in waves(batch.slot):
@@ -86,17 +90,19 @@ class Shard:
             self.detector.learn(part, wave, step.normal)
             for peak in step.peaks:
                 self.detector.calibration.learn_peak(peak.slot, peak.views)
-            self.cadence.observe(wave.slots, wave.elapsed, now, ~self.silence_alarms.is_silent(wave.slots))
+            came = arrivals[rows]
+            ordinary = ~self.silence_alarms.is_silent(wave.slots)
+            self.cadence.observe(wave.slots, wave.elapsed, came[wave.rows], ordinary)
             changes += step.changes
-            changes += self.hear(batch.slot[rows].astype(np.intp), now)
+            changes += self.hear(batch.slot[rows].astype(np.intp), came)
             scores.put(rows, part)
             strictness[rows[wave.rows]] = wave.strictness
         return Outcome(scores, strictness, changes)
 
-    def hear(self, slots: NDArray[np.intp], now: float) -> list[Change]:
-        """`slots` have sent something `now`, a reading or not: none of them is silent."""
-        self.cadence.hear(slots, now)
-        return self.silence_alarms.heard(slots, now)
+    def hear(self, slots: NDArray[np.intp], arrival: Float64) -> list[Change]:
+        """`slots` (unique) have sent something, a reading or not, at `arrival` `(n,)`: none of them is silent."""
+        self.cadence.hear(slots, arrival)
+        return self.silence_alarms.heard(slots, float(arrival.max(initial=0.0)))
 
     def find_silent(self, now: float) -> list[Change]:
         """Opens alarms for the series and devices that are overdue `now`."""

@@ -71,7 +71,7 @@ class Series:
         at = self.now if event_time is None else event_time
         elapsed = np.nan if self.event_time is None else at - self.event_time
         self.event_time = at
-        self.cadence.observe(np.array([0]), np.array([elapsed]), self.now, np.array([ordinary]))
+        self.cadence.observe(np.array([0]), np.array([elapsed]), np.array([self.now]), np.array([ordinary]))
 
     def every(self, seconds: float, times: int) -> None:
         for _ in range(times):
@@ -154,7 +154,7 @@ def test_arrivals_that_are_random_do_not_pass_for_a_clock() -> None:
     for _ in range(60 * 150):
         slot = int(due.argmin())
         now = float(due[slot])
-        cadence.observe(np.array([slot]), np.array([np.nan]), now, np.array([True]))
+        cadence.observe(np.array([slot]), np.array([np.nan]), np.array([now]), np.array([True]))
         due[slot] += rng.exponential(60.0)
         ever[slot] |= bool(np.isfinite(cadence.allowed_seconds(n, now)[slot]))
     assert ever.mean() < 0.05
@@ -245,7 +245,7 @@ def test_whatever_the_clocks_do_what_is_allowed_is_a_positive_time(steps: list[t
     now = START
     for wait, elapsed, ordinary in steps:
         now += wait
-        cadence.observe(np.array([0]), np.array([elapsed]), now, np.array([ordinary]))
+        cadence.observe(np.array([0]), np.array([elapsed]), np.array([now]), np.array([ordinary]))
     assert np.isfinite(cadence.rows).all()
     assert cadence.allowed_seconds(1, now)[0] >= LEAST_SILENCE_SECONDS
     assert cadence.quiet_seconds(1, now)[0] <= now

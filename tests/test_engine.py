@@ -28,7 +28,7 @@ from streamer.inbox import Inbox
 from streamer.metrics import Metrics
 from streamer.outbox import Outgoing
 from streamer.payloads import Decoder, Rejection
-from streamer.readings import Alarm, Batch, Message
+from streamer.readings import Alarm, Batch, Float64, Message
 from streamer.registry import Registry
 from streamer.shard import Outcome, Shard
 from tests import scrapes
@@ -635,10 +635,10 @@ def test_one_dear_message_stops_neither_the_health_nor_the_end() -> None:
     seen: list[float] = []
     step = bench.shard.process
 
-    def process(batch: Batch, now: float) -> Outcome:
+    def process(batch: Batch, arrival: float | Float64) -> Outcome:
         seen.append(bench.engine.progress_at)
         bench.clock.advance(1.0)
-        return step(batch, now)
+        return step(batch, arrival)
 
     bench.shard.process = process  # type: ignore[method-assign]  # the real one, and a second passes
     bench.turn(timed(bench, 2000))
@@ -732,3 +732,22 @@ def test_states_of_open_alarms_are_published_again_when_the_broker_is_back() -> 
     other.shard.restore(bench.shard.export())
     other.turn()
     assert other.states("oven") == [said[0]]
+
+
+def test_nobody_is_silent_whose_messages_wait() -> None:
+    """An engine that is behind must not take its own delay for a sensor's."""
+    bench = Bench(max_series=4)
+    bench.report("oven", noise(60).tolist(), every=10.0)
+    waiting = []
+    for _ in range(60):
+        bench.clock.advance(10)
+        waiting.append(bench.say("oven", 20.0))
+        waiting.append(bench.say("other", 20.0))
+    bench.receive(*waiting)
+    while messages := bench.inbox.take(20, 0):
+        bench.engine.turn(messages)
+        bench.clock.advance(1)
+    assert bench.events() == []
+    bench.clock.advance(60)
+    bench.turn()
+    assert {event["kind"] for event in bench.events()} == {"silent"}

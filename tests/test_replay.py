@@ -136,6 +136,8 @@ def test_parquet_is_as_csv(tmp_path: Path) -> None:
         ("when,x\n1,2\n", "expected time"),
         ("time,x\n1\n", "line 2"),
         ("time,x\nyesterday,2\n", "line 2"),
+        ("time,x\n1e300,2\n", "line 2"),
+        ("time,x\nnan,2\n", "line 2"),
         ("time,x\n1,two\n", "line 2"),
         ("time,x,x\n1,2,3\n", "more than once"),
         ("time,*\n1,2\n", "not *"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -80,7 +81,9 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(decoder: Decoder, topic: str, payload: bytes, arrival: float) -> Explanation:
+def explain(
+    decoder: Decoder, topic: str, payload: bytes, arrival: float, max_future_seconds: float = math.inf
+) -> Explanation:
     """How a decoder reads one message that arrives at `arrival`, in epoch seconds."""
     columns, trace = Columns(), Trace()
     rejection = decoder.decode(topic, payload, arrival, columns, trace)
@@ -99,7 +102,7 @@ def explain(decoder: Decoder, topic: str, payload: bytes, arrival: float) -> Exp
         readings=readings,
         rejected={reason.value: count for reason, count in columns.rejected.items()},
         rejection=None if rejection is None else rejection.value,
-        advice=_advice(wanted, rejection, columns, payload),
+        advice=_advice(wanted, rejection, columns, payload) or _future(columns, arrival, max_future_seconds),
     )
 
 
@@ -116,6 +119,16 @@ def _advice(wanted: bool, rejection: Rejection | None, columns: Columns, payload
     if rejection is Rejection.NO_NUMBER and _has_quoted_number(text):
         return "A number in quotes is a text: take the quotes off, or name the field by a rule's value_field."
     return _ADVICE[rejection]
+
+
+def _future(columns: Columns, arrival: float, max_future_seconds: float) -> str | None:
+    ahead = max(columns.time, default=arrival) - arrival
+    if ahead <= max_future_seconds:
+        return None
+    return (
+        f"Its time is {ahead:.0f} seconds ahead, so `streamer run` rejects it (future): check the device's clock, and "
+        "input.time_zone if the time has no zone."
+    )
 
 
 def _begins_with_number(text: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from streamer.engine import READING_REJECTIONS
 from streamer.errors import SettingsError
 from streamer.payloads import FORMATS, Columns, Decoder, Rejection, Rule
 from streamer.payloads.times import TIME_RANK
@@ -324,7 +325,10 @@ def test_the_documentation_has_every_reason() -> None:
     """docs/payloads.md lists what is counted, and nothing else."""
     text = (Path(__file__).parents[2] / "docs" / "payloads.md").read_text()
     table = text.partition("## Rejections")[2].partition("## New series")[0]
-    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [reason.value for reason in Rejection]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [
+        *(reason.value for reason in Rejection),
+        *READING_REJECTIONS,
+    ]
     formats = text.partition("## Formats")[2].partition("## Rules")[0]
     assert {"auto", *re.findall(r"^\| `(\w+)` \|", formats, re.MULTILINE)} == set(FORMATS)
     words = text.partition("**Words**")[2].partition("Availability")[0]

@@ -72,3 +72,12 @@ def test_a_topic_of_any_characters_can_be_shown() -> None:
     assert msgspec.json.encode(found)
     assert found.text().encode()
     assert len(found.text().splitlines()) == 3
+
+
+def test_a_time_that_run_would_reject_is_said() -> None:
+    """Tasmota's local time, read as UTC by a daemon west of the plug."""
+    payload = b'{"Time":"2026-03-01T13:00:00","T":21}'
+    arrival = 1_772_366_400.0  # 2026-03-01T12:00:00Z
+    assert "3600 seconds ahead" in (explain(Decoder(), "t", payload, arrival, 300.0).advice or "")
+    assert explain(Decoder(), "t", payload, arrival, 7200.0).advice is None
+    assert explain(Decoder(time_zone="Europe/Berlin"), "t", payload, arrival, 300.0).advice is None
