@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import signal
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from streamer import signals, snapshot
+from streamer import signals, snapshot, version
 from streamer.clock import Clock, Steps, SystemClock
 from streamer.engine import READING_REJECTIONS, Adjustment, Engine
 from streamer.errors import SettingsError
@@ -33,7 +32,6 @@ from streamer.wiring import decoder_from, load_weights, shard_from
 
 log = logging.getLogger(__name__)
 
-DISTRIBUTION = "anomaly-streamer"
 STOP_SECONDS = 4.7  # SIGTERM is obeyed within five; of these
 DRAIN_SECONDS = 2.4  # half for what is in the inbox, half for a copy of the state
 FAREWELL_SECONDS = 0.6  # for the last acknowledgements and the word "offline"; a link that hangs takes one more
@@ -61,7 +59,7 @@ class App:
         self._shard = shard_from(settings, weights, registry)
         self._inbox = Inbox(limits.inbox_bytes)
         self.metrics = Metrics(
-            importlib.metadata.version(DISTRIBUTION),
+            version(),
             self._clock.now(),
             {
                 "messages_rejected_total": [reason.value for reason in Rejection],
@@ -135,7 +133,7 @@ class App:
         self.engine.start()
         self.link.start()
         event(
-            log, logging.INFO, "started", version=importlib.metadata.version(DISTRIBUTION),
+            log, logging.INFO, "started", version=version(),
             broker=f"{self._settings.mqtt.host}:{self._settings.mqtt.port}", state=str(self._directory.path),
             http=f"{self._settings.http.host}:{self.http.port}" if self.http else "off",
         )  # fmt: skip

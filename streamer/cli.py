@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamer import DISTRIBUTION, version
 from streamer.errors import InputError, SettingsError, StateError, StreamerError
 
 if TYPE_CHECKING:
     from streamer.settings import Settings
 
-DISTRIBUTION = "anomaly-streamer"
 HEALTH_TIMEOUT_SECONDS = 3.0
 
 Arguments = argparse.Namespace
@@ -197,15 +197,9 @@ def _bench(arguments: Arguments) -> int:
 
 
 def _version(arguments: Arguments) -> int:
-    import importlib.metadata
     import platform
 
-    versions: dict[str, str] = {}
-    for name in (DISTRIBUTION, "torch", "numpy", "paho-mqtt"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions = {name: version(name) for name in (DISTRIBUTION, "torch", "numpy", "paho-mqtt")}
     versions["python"] = platform.python_version()
     _print(versions, arguments.json)
     return 0
