@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from models.weights import BASE
 from streamer.errors import StateError
 from streamer.statedir import StateDirectory
 
@@ -147,7 +149,13 @@ def secret() -> Iterator[Path]:
 def test_a_directory_of_somebody_else_ends_the_start(secret: Path, where: str) -> None:
     """The first thing that goes wrong when a service changes its user: exit status 2, the directory and what to do."""
     path = secret if where == "secret" else Path("/")
-    arguments = ["run", "--set", f"state.directory={path}", "--set", "http.port=0"]
+    weights = secret.with_name(BASE.name)  # nobody may not be able to read the checkout
+    for file in (BASE, BASE.with_suffix(".json")):
+        shutil.copy(file, secret.parent)
+        secret.with_name(file.name).chmod(0o644)
+    arguments = ["run"]
+    for setting in (f"state.directory={path}", f"model.weights={weights}", "http.port=0"):
+        arguments += ["--set", setting]
     ended = subprocess.run(
         [sys.executable, "-c", AS_NOBODY, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
