@@ -1,21 +1,24 @@
-"""One streaming step for a wave of slots: gather (h, c), the stacked LSTM, the head, scatter.
+"""One streaming step for a wave of slots: gather the state, the stacked cells, the read-out, the head, scatter.
 
 Two back ends with one door: `NumpyStepper` serves on the CPU from exported weights and needs no torch; `TorchStepper`
-keeps the state on a CUDA device. Both give what `torch.nn.LSTM` gives, to 1e-5.
+keeps the state on a CUDA device. Both give, reading by reading, what `forecaster` gives for the sequence, to 1e-5: for
+every cell, stacked, residual, with attention. What looks at the future cannot stream: WeightsError says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models import cells
-from models.weights import Weights
+from models.weights import ForecasterConfig, Weights, check_streams, recurrent_layers
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 Float32 = NDArray[np.float32]
 Slots = NDArray[np.intp]
@@ -27,11 +30,11 @@ class Stepper(Protocol):
     """The recurrent state of every series and the one operation on it."""
 
     def step(self, slots: Slots, inputs: Float32) -> Float32:
-        """Steps the (h, c) of `slots` (unique) with `inputs` `(n, input_size)`; returns the head's output `(n, 9)`."""
+        """Steps the state of `slots` (unique) with `inputs` `(n, input_size)`; returns the head's output `(n, 9)`."""
         ...
 
     def export(self, count: int) -> Float32:
-        """The state rows of the first `count` slots, `(count, num_layers * 2 * hidden_size)`: h0 c0 h1 c1 ..."""
+        """The rows of the first `count` slots, `(count, state_size)`: h0 c0 h1 c1 ..., then attention's memory."""
         ...
 
     def restore(self, rows: Float32) -> None:
@@ -43,17 +46,10 @@ class Stepper(Protocol):
         ...
 
 
-def layers(weights: Weights) -> list[cells.Layer]:
-    """The recurrent layers in the order in which they are stacked."""
-    tensors = weights.tensors
-    return [
-        cells.Layer(
-            tensors[f"lstm.weight_ih_l{k}"],
-            tensors[f"lstm.weight_hh_l{k}"],
-            tensors[f"lstm.bias_ih_l{k}"] + tensors[f"lstm.bias_hh_l{k}"],
-        )
-        for k in range(weights.config.num_layers)
-    ]
+def state_size(config: ForecasterConfig) -> int:
+    """The width of a series' state: what each layer carries, and the hidden states that attention remembers."""
+    layer = sum(cells.state_sizes(config.cell, config.hidden_size))
+    return config.num_layers * layer + config.memory * config.hidden_size
 
 
 def cuda_is_available() -> bool:
@@ -65,24 +61,68 @@ def cuda_is_available() -> bool:
     return torch.cuda.is_available()
 
 
-class NumpyStepper:
-    """The CPU back end: one product, one tanh and five elementwise operations a layer.
+Advance = Callable[[Float32, Float32], Float32]
+"""One layer's step: from input `(n, width)` and state `(n, state_sizes)`, which it moves on in place, to h, a view."""
+
+
+def _lstm(layer: cells.Layer, hidden: int) -> Advance:
+    """The LSTM as one product, one tanh and five elementwise operations.
 
     sigmoid(z) = (1 + tanh(z / 2)) / 2, so the columns of i, f and o carry half their weights and one tanh serves all.
     """
+    half = np.repeat(np.array([0.5, 0.5, 0.5, 1.0], np.float32), hidden)
+    order = np.r_[0 : 2 * hidden, 3 * hidden : 4 * hidden, 2 * hidden : 3 * hidden]  # i f g o -> i f o g
+    both = np.concatenate((layer.weight_ih, layer.weight_hh), axis=1)[order]
+    product = np.ascontiguousarray((both * half[:, None]).T, np.float32)
+    bias = np.ascontiguousarray((layer.bias_ih + layer.bias_hh)[order] * half, np.float32)
+
+    def advance(below: Float32, state: Float32) -> Float32:
+        h, c = state[:, :hidden], state[:, hidden:]
+        gates = np.concatenate((below, h), axis=1) @ product
+        gates += bias
+        np.tanh(gates, out=gates)
+        ifo = gates[:, : 3 * hidden]
+        ifo *= 0.5
+        ifo += 0.5
+        i, f, o = ifo[:, :hidden], ifo[:, hidden : 2 * hidden], ifo[:, 2 * hidden :]
+        c *= f
+        i *= gates[:, 3 * hidden :]
+        c += i
+        np.tanh(c, out=h)
+        h *= o
+        return h
+
+    return advance
+
+
+def _by_the_equations(cell: str, layer: cells.Layer, hidden: int) -> Advance:
+    """Any cell, as `cells` has it."""
+    ends = np.cumsum(cells.state_sizes(cell, hidden))
+
+    def advance(below: Float32, state: Float32) -> Float32:
+        np.concatenate(cells.step(cell, layer, below, tuple(np.split(state, ends[:-1], axis=1))), axis=1, out=state)
+        return state[:, :hidden]
+
+    return advance
+
+
+class NumpyStepper:
+    """The CPU back end. The LSTM, which most will run, has its own step; the others are stepped by the equations."""
 
     def __init__(self, weights: Weights, capacity: int) -> None:
-        hidden = weights.config.hidden_size
-        self._hidden = hidden
-        self._state = np.zeros((capacity, weights.config.num_layers * 2 * hidden), np.float32)
-        self._products: list[Float32] = []
-        self._biases: list[Float32] = []
-        half = np.repeat(np.array([0.5, 0.5, 0.5, 1.0], np.float32), hidden)
-        for layer in layers(weights):
-            order = np.r_[0 : 2 * hidden, 3 * hidden : 4 * hidden, 2 * hidden : 3 * hidden]  # i f g o -> i f o g
-            both = np.concatenate((layer.weight_ih, layer.weight_hh), axis=1)[order]
-            self._products.append(np.ascontiguousarray((both * half[:, None]).T, np.float32))
-            self._biases.append(np.ascontiguousarray(layer.bias[order] * half, np.float32))
+        config = weights.config
+        check_streams(config)
+        self._config = config
+        self._state = np.zeros((capacity, state_size(config)), np.float32)
+        self._width = sum(cells.state_sizes(config.cell, config.hidden_size))  # of one layer's state
+        self._layers = [
+            _lstm(layer, config.hidden_size)
+            if config.cell == "lstm"
+            else _by_the_equations(config.cell, layer, config.hidden_size)
+            for layer in recurrent_layers(weights)
+        ]
+        if config.attention:
+            self._attention = weights.tensors["attention.weight"] / np.float32(config.hidden_size**0.5)
         self._head = np.ascontiguousarray(weights.tensors["head.weight"].T, np.float32)
         self._head_bias = weights.tensors["head.bias"].astype(np.float32)
 
@@ -93,27 +133,25 @@ class NumpyStepper:
         return np.concatenate([self._chunk(slots[k : k + CHUNK_ROWS], inputs[k : k + CHUNK_ROWS]) for k in pieces])
 
     def _chunk(self, slots: Slots, inputs: Float32) -> Float32:
-        hidden = self._hidden
-        state = self._state[slots]  # (n, layers * 2 * hidden)
+        state = self._state[slots]
         below = inputs
-        for k, (product, bias) in enumerate(zip(self._products, self._biases, strict=True)):
-            at = k * 2 * hidden
-            h, c = state[:, at : at + hidden], state[:, at + hidden : at + 2 * hidden]
-            gates = np.concatenate((below, h), axis=1) @ product
-            gates += bias
-            np.tanh(gates, out=gates)
-            ifo = gates[:, : 3 * hidden]
-            ifo *= 0.5
-            ifo += 0.5
-            i, f, o = ifo[:, :hidden], ifo[:, hidden : 2 * hidden], ifo[:, 2 * hidden :]
-            c *= f
-            i *= gates[:, 3 * hidden :]
-            c += i
-            np.tanh(c, out=h)
-            h *= o
-            below = h
+        for k, advance in enumerate(self._layers):
+            h = advance(below, state[:, k * self._width : (k + 1) * self._width])
+            below = h + below if k and self._config.residual else h
+        if self._config.attention:
+            below = self._read_out(below, state[:, len(self._layers) * self._width :])
         self._state[slots] = state
         return np.concatenate((below, inputs), axis=1) @ self._head + self._head_bias
+
+    def _read_out(self, hidden: Float32, memory: Float32) -> Float32:
+        """`hidden` with what attention reads beside it, `(n, 2 * hidden_size)`; the memory moves on in place."""
+        known = np.concatenate((memory, hidden), axis=1)
+        past = known.reshape(len(hidden), self._config.attention, -1)  # (n, attention, hidden), the oldest first
+        alike = np.einsum("nh,nkh->nk", hidden @ self._attention, past)
+        share = np.exp(alike - alike.max(axis=1, keepdims=True))
+        share /= share.sum(axis=1, keepdims=True)
+        memory[:] = known[:, hidden.shape[1] :]
+        return np.concatenate((hidden, np.einsum("nk,nkh->nh", share, past)), axis=1)
 
     def export(self, count: int) -> Float32:
         return self._state[:count].copy()
@@ -131,33 +169,43 @@ class TorchStepper:
     def __init__(self, weights: Weights, capacity: int, device: str = "cuda") -> None:
         import torch
 
-        self._torch = torch
+        from models import recurrent
+
+        config = weights.config
+        check_streams(config)
+        self._torch, self._recurrent, self._config = torch, recurrent, config
         self._device = torch.device(device)
-        self._hidden = weights.config.hidden_size
+        self._sizes = cells.state_sizes(config.cell, config.hidden_size)
 
         def put(array: NDArray[np.floating]) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self._device)
 
-        self._layers = [tuple(put(part) for part in layer) for layer in layers(weights)]
+        self._layers = [
+            tuple(None if part is None else put(part) for part in layer) for layer in recurrent_layers(weights)
+        ]
+        self._attention = put(weights.tensors["attention.weight"]) if config.attention else None
         self._head, self._head_bias = put(weights.tensors["head.weight"]), put(weights.tensors["head.bias"])
-        self._state = torch.zeros((capacity, weights.config.num_layers * 2 * self._hidden), device=self._device)
+        self._state = torch.zeros((capacity, state_size(config)), device=self._device)
 
     def step(self, slots: Slots, inputs: Float32) -> Float32:
-        torch = self._torch
-        hidden = self._hidden
+        torch, width = self._torch, sum(self._sizes)
         with torch.inference_mode():
             rows = torch.from_numpy(np.ascontiguousarray(slots, np.int64)).to(self._device)
             x = torch.from_numpy(inputs).to(self._device)
             state = self._state[rows]
-            below, parts = x, []
-            for k, (weight_ih, weight_hh, bias) in enumerate(self._layers):
-                at = k * 2 * hidden
-                h, c = state[:, at : at + hidden], state[:, at + hidden : at + 2 * hidden]
-                i, f, g, o = torch.addmm(torch.addmm(bias, below, weight_ih.T), h, weight_hh.T).chunk(4, dim=1)
-                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-                h = torch.sigmoid(o) * torch.tanh(c)
-                parts += [h, c]
-                below = h
+            below = x
+            parts: list[Tensor] = []
+            for k, layer in enumerate(self._layers):
+                before = torch.split(state[:, k * width : (k + 1) * width], self._sizes, dim=1)
+                after = self._recurrent.step(self._config.cell, layer, below, before)
+                parts += after
+                below = after[0] + below if k and self._config.residual else after[0]
+            if self._attention is not None:
+                memory = state[:, len(self._layers) * width :]
+                memory = memory.reshape(len(x), self._config.memory, self._config.hidden_size)
+                read, memory = self._recurrent.attend(self._attention, below.unsqueeze(1), memory)
+                below = read.squeeze(1)
+                parts.append(memory.flatten(1))
             self._state[rows] = torch.cat(parts, dim=1)
             head = torch.addmm(self._head_bias, torch.cat((below, x), dim=1), self._head.T)
             output: Float32 = head.cpu().numpy()

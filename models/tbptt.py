@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.forecaster import Forecaster, State, log_loss
+from models.forecaster import Forecaster, log_loss
+from models.recurrent import State
 
 
 class Sequences(NamedTuple):
@@ -57,7 +58,7 @@ def train_pass(
     total, count = 0.0, 0
     for part in chunks(sequences, length):
         if state is not None:
-            state = (state[0].detach(), state[1].detach())
+            state = tuple(part.detach() for part in state)
         loss, state = masked_loss(model, part, state)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own stub

@@ -19,11 +19,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from models import cells
+
 FORMAT, FORMAT_VERSION = "anomaly-streamer weights", 1
 SEAL = "manifest_sha256"
 BASE = Path(__file__).with_name("base.safetensors")
 MOST_BYTES, MOST_MANIFEST_BYTES = 1 << 30, 1 << 24
-MOST_LAYERS = 64  # by eye: far above any use, far below what a damaged number could ask for
+MOST_LAYERS, MOST_ATTENTION = 64, 4096  # by eye: far above any use, far below what a damaged number could ask for
 
 
 class WeightsError(Exception):
@@ -38,6 +40,26 @@ class ForecasterConfig:
     hidden_size: int = 64
     num_layers: int = 1
     dropout: float = 0.0
+    """between layers, in training only"""
+    cell: str = "lstm"
+    """one of `cells.CELLS`"""
+    residual: bool = False
+    """each layer from the second on adds to the one below it"""
+    attention: int = 0
+    """how many of the last hidden states, the newest included, the head's read-out attends to; 0: no attention"""
+    bidirectional: bool = False
+    """a second stack reads the series from its end: for labelling history, impossible in a stream"""
+
+    @property
+    def head_inputs(self) -> int:
+        """What the head sees: the hidden state, the read-out, the stack from the other end, the inputs."""
+        states = 1 + (self.attention > 0) + self.bidirectional
+        return states * self.hidden_size + (1 + self.bidirectional) * self.input_size
+
+    @property
+    def memory(self) -> int:
+        """How many past hidden states the read-out needs beside the present one."""
+        return max(self.attention - 1, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +90,7 @@ def save(weights: Weights, path: Path) -> Weights:
     manifest: dict[str, object] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "config": dataclasses.asdict(weights.config),
+        "config": _written(weights.config),
         "tensors": {name: list(value.shape) for name, value in sorted(weights.tensors.items())},
         "bytes": len(raw),
         "sha256": digest,
@@ -111,19 +133,38 @@ def load(path: Path = BASE) -> Weights:
 
 
 def expected_shapes(config: ForecasterConfig, head_size: int = 9) -> dict[str, tuple[int, ...]]:
-    """Every tensor a forecaster of this shape has."""
+    """Every tensor a forecaster of this shape has. `lstm.` are the recurrent layers, whatever their cell."""
     hidden = config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
-        "head.weight": (head_size, hidden + config.input_size),
+        "head.weight": (head_size, config.head_inputs),
         "head.bias": (head_size,),
     }
-    for layer in range(config.num_layers):
-        width = config.input_size if layer == 0 else hidden
-        shapes[f"lstm.weight_ih_l{layer}"] = (4 * hidden, width)
-        shapes[f"lstm.weight_hh_l{layer}"] = (4 * hidden, hidden)
-        shapes[f"lstm.bias_ih_l{layer}"] = (4 * hidden,)
-        shapes[f"lstm.bias_hh_l{layer}"] = (4 * hidden,)
+    if config.attention:
+        shapes["attention.weight"] = (hidden, hidden)
+    for stack in ("lstm", "reverse") if config.bidirectional else ("lstm",):
+        for layer in range(config.num_layers):
+            width = config.input_size if layer == 0 else hidden
+            for name, shape in cells.shapes(config.cell, width, hidden).items():
+                shapes[f"{stack}.{name}_l{layer}"] = shape
     return shapes
+
+
+def recurrent_layers(weights: Weights) -> list[cells.Layer]:
+    """The recurrent layers in the order in which they are stacked."""
+    names = cells.shapes(weights.config.cell, 1, 1)
+    return [
+        cells.Layer(**{name: weights.tensors[f"lstm.{name}_l{k}"] for name in names})
+        for k in range(weights.config.num_layers)
+    ]
+
+
+def check_streams(config: ForecasterConfig) -> None:
+    """Raises WeightsError for a forecaster that cannot score a reading when it comes."""
+    if config.bidirectional:
+        raise WeightsError(
+            "bidirectional weights cannot stream: they judge a reading by the readings after it, which have not come "
+            "yet; use them to label history, and weights that were trained without --bidirectional to stream"
+        )
 
 
 def check(path: Path, config: ForecasterConfig, tensors: dict[str, NDArray[np.float32]]) -> None:
@@ -175,14 +216,40 @@ def _sealed(manifest: dict[str, object]) -> bytes:
     return render({**manifest, SEAL: hashlib.sha256(render(manifest)).hexdigest()})
 
 
+FIRST_FIELDS = ("input_size", "hidden_size", "num_layers", "dropout")  # what every manifest has
+
+
+def _written(config: ForecasterConfig) -> dict[str, object]:
+    """Later fields only where they say something: an older program reads what it can serve and refuses the rest."""
+    plain = ForecasterConfig(config.input_size)
+    every = dataclasses.asdict(config)
+    return {name: value for name, value in every.items() if name in FIRST_FIELDS or value != getattr(plain, name)}
+
+
 def _config(path: Path, found: object) -> ForecasterConfig:
     names = {field.name for field in dataclasses.fields(ForecasterConfig)}
-    if not isinstance(found, dict) or found.keys() != names:
-        raise WeightsError(f"{path}: config wants exactly {', '.join(sorted(names))}")
-    dropout, layers = found["dropout"], found["num_layers"]
-    sizes = (found["input_size"], found["hidden_size"], layers)
-    if not all(type(size) is int and size > 0 for size in sizes) or layers > MOST_LAYERS:
-        raise WeightsError(f"{path}: config wants sizes that are positive integers and at most {MOST_LAYERS} layers")
+    if not isinstance(found, dict) or not set(FIRST_FIELDS) <= found.keys() <= names:
+        later = ", ".join(sorted(names - set(FIRST_FIELDS)))
+        raise WeightsError(f"{path}: config wants {', '.join(FIRST_FIELDS)} and knows besides {later}")
+    wrong = _wrong(ForecasterConfig(**found))
+    if wrong:
+        raise WeightsError(f"{path}: config wants {wrong}")
+    return ForecasterConfig(**{**found, "dropout": float(found["dropout"])})
+
+
+def _wrong(config: ForecasterConfig) -> str | None:
+    """What a configuration from a file should have been; not even its types are certain."""
+    sizes: tuple[object, ...] = (config.input_size, config.hidden_size, config.num_layers)
+    if not all(type(size) is int and size > 0 for size in sizes) or config.num_layers > MOST_LAYERS:
+        return f"sizes that are positive integers and at most {MOST_LAYERS} layers"
+    dropout: object = config.dropout
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise WeightsError(f"{path}: config wants a dropout from 0 to below 1, found {dropout!r}")
-    return ForecasterConfig(*sizes, dropout=float(dropout))
+        return f"a dropout from 0 to below 1, found {dropout!r}"
+    if config.cell not in cells.CELLS:
+        return f"a cell that is one of {', '.join(cells.CELLS)}, found {config.cell!r}"
+    if type(config.attention) is not int or not 0 <= config.attention <= MOST_ATTENTION:
+        return f"an attention over 0 to {MOST_ATTENTION} hidden states, found {config.attention!r}"
+    switches: tuple[object, ...] = (config.residual, config.bidirectional)
+    if not all(type(switch) is bool for switch in switches):
+        return "true or false for residual and bidirectional"
+    return None

@@ -1,16 +1,54 @@
-"""The trained side of the forecast: its loss as a density, its state carried, its weights served by numpy."""
+"""The trained side of the forecast: its layers against torch's and the equations, its loss as a density, padding."""
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from models import forecaster, mixture, step
-from models.forecaster import Forecaster, log_loss
+from models import cells, forecaster, mixture, step
+from models.forecaster import Forecaster, ManyToOne, log_loss
 from models.mixture import Float64
-from models.weights import ForecasterConfig, Weights, expected_shapes
+from models.recurrent import FORGET_BIAS, Recurrent
+from models.weights import ForecasterConfig, Weights, expected_shapes, recurrent_layers
+
+FAMILY = [
+    *(ForecasterConfig(5, 12, cell=cell) for cell in cells.CELLS),
+    *(ForecasterConfig(5, 12, 3, cell=cell, residual=True) for cell in ("lstm", "gru", "peephole", "coupled")),
+    *(ForecasterConfig(5, 12, 2, cell=cell, attention=4) for cell in ("lstm", "gru", "fgr")),
+    ForecasterConfig(5, 12, attention=1),
+]
+"""One of each kind that streams."""
+BOTH_WAYS = [
+    ForecasterConfig(5, 12, 2, cell="lstm", bidirectional=True),
+    ForecasterConfig(5, 12, 2, cell="gru", bidirectional=True, residual=True, attention=3),
+    ForecasterConfig(5, 12, 1, cell="peephole", bidirectional=True),
+]
+
+
+def kind(config: ForecasterConfig) -> str:
+    switches = ("residual", "attention", "bidirectional")
+    return " ".join([config.cell, str(config.num_layers), *(name for name in switches if getattr(config, name))])
+
+
+def wild(module: nn.Module) -> None:
+    """Weights of all sizes in every place, also where training begins with zeros."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.2)
+
+
+def forecaster_of(config: ForecasterConfig, seed: int = 0) -> Forecaster:
+    torch.manual_seed(seed)
+    model = Forecaster(config)
+    wild(model)
+    return model.eval()
 
 
 def some_forecaster(layers: int = 1, seed: int = 0, inputs: int = 5, hidden: int = 12) -> Forecaster:
@@ -103,49 +141,243 @@ def test_an_untrained_head_says_the_last_value() -> None:
     assert (forecast[:, 2] > previous + unit).all()
 
 
-def test_forget_gates_begin_open() -> None:
-    """The bias of each forget gate is 1.5 and that of every other gate 0; the same seed gives the same network."""
-    one, two = some_forecaster(2, seed=3), some_forecaster(2, seed=3)
-    for name, value in one.state_dict().items():
-        assert torch.equal(value, two.state_dict()[name])
-        if name.startswith("lstm.bias_ih"):
-            assert value.tolist() == [0.0] * 12 + [1.5] * 12 + [0.0] * 24
+@pytest.mark.parametrize("cell", cells.CELLS)
+def test_what_keeps_the_past_begins_open(cell: str) -> None:
+    """A forget gate of 0.82 in every cell that has one, GRU's update gate too; every other bias and peephole is 0."""
+    torch.manual_seed(3)
+    model = Forecaster(ForecasterConfig(5, 12, 2, cell=cell))
+    blocks = "rzn" if cell == "gru" else cells.LSTMS[cell].blocks
+    keeper = "z" if cell == "gru" else "f"
+    wanted = {"i": -FORGET_BIAS} if cell in ("coupled", "cifg") else {keeper: FORGET_BIAS}
+    for name, value in model.state_dict().items():
+        if "bias_ih" in name:
+            assert value.tolist() == [wanted.get(letter, 0.0) for letter in blocks for _ in range(12)]
+        elif name.startswith("lstm.") and ("bias_hh" in name or "weight_ch" in name or "weight_gh" in name):
+            assert not value.any()
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.integers(1, 3), st.lists(st.integers(1, 39), max_size=5, unique=True))
-def test_a_sequence_in_pieces_equals_the_whole(layers: int, cuts: list[int]) -> None:
-    """With (h, c) carried over, wherever the sequence is cut, the outputs and the last state are the same to 1e-6."""
-    model = some_forecaster(layers)
+def test_the_same_seed_gives_the_same_network() -> None:
+    """Bit for bit; another seed another."""
+    one, two, other = (some_forecaster(2, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert not torch.equal(one["lstm.weight_hh_l1"], other["lstm.weight_hh_l1"])
+
+
+@pytest.mark.parametrize(("cell", "module"), [("lstm", nn.LSTM), ("gru", nn.GRU)])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_stack_is_torch_s_own(cell: str, module: type[nn.LSTM | nn.GRU], layers: int) -> None:
+    """Outputs, last state and gradients of torch.nn.LSTM and nn.GRU of as many layers, whose weights load by name."""
+    torch.manual_seed(1)
+    theirs = module(5, 12, layers, batch_first=True)
+    wild(theirs)
+    ours = Recurrent(ForecasterConfig(5, 12, layers, cell=cell))
+    ours.load_state_dict(theirs.state_dict())
+    inputs = torch.randn(4, 30, 5)
+    wanted, last = theirs(inputs)
+    found, state = ours(inputs)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    for one, two in zip(state, last if cell == "lstm" else (last,), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    gradients = ours.state_dict(keep_vars=True)
+    assert gradients.keys() == dict(theirs.named_parameters()).keys()
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(gradients[name].grad, parameter.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", FAMILY, ids=kind)
+def test_a_sequence_is_the_equations_one_after_the_other(config: ForecasterConfig) -> None:
+    """In float64, all outputs are those of `cells`, with residual and attention spelled out in numpy."""
+    model = forecaster_of(config).double()
+    weights = exported(model)
+    x: cells.Float = np.random.default_rng(1).normal(size=(3, 25, 5))
+    with torch.no_grad():
+        found, _ = model(torch.from_numpy(x))
+    sizes = cells.state_sizes(config.cell, 12)
+    states: list[tuple[cells.Float, ...]] = [tuple(np.zeros((3, size)) for size in sizes)] * config.num_layers
+    history: list[cells.Float] = [np.zeros((3, 12))] * max(config.attention, 1)
+    for t in range(25):
+        below = x[:, t]
+        for k, layer in enumerate(recurrent_layers(weights)):
+            states[k] = cells.step(config.cell, layer, below, states[k])
+            below = states[k][0] + below if config.residual and k else states[k][0]
+        history = [*history[1:], below]
+        seen = [below]
+        if config.attention:
+            query = below @ weights.tensors["attention.weight"] / np.sqrt(12)
+            likeness = np.exp([(query * one).sum(axis=1) for one in history])
+            share = likeness / likeness.sum(axis=0)
+            seen.append(sum(part[:, None] * one for part, one in zip(share, history, strict=True)))
+        head = (
+            np.concatenate([*seen, x[:, t]], axis=1) @ weights.tensors["head.weight"].T + weights.tensors["head.bias"]
+        )
+        np.testing.assert_allclose(found[:, t].numpy(), head, rtol=0, atol=1e-10)
+
+
+def test_residual_layers_that_say_nothing_pass_on_what_they_hear() -> None:
+    """With all weights of the upper layers 0 the hidden state is that of the first alone; without residual it is 0."""
+    for residual in (True, False):
+        model = Recurrent(ForecasterConfig(5, 12, 4, residual=residual))
+        first = Recurrent(ForecasterConfig(5, 12, 1))
+        with torch.no_grad():
+            for layer in list(model.layers)[1:]:
+                for parameter in layer.parameters():
+                    parameter.zero_()
+            first.layers[0].load_state_dict(model.layers[0].state_dict())
+            inputs = torch.randn(2, 9, 5)
+            found, wanted = model(inputs)[0], first(inputs)[0]
+        torch.testing.assert_close(found, wanted if residual else torch.zeros_like(wanted))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "peephole"])
+def test_dropout_is_between_the_layers_only(cell: str) -> None:
+    """In training the lowest layer's state is untouched and the next one's is not; a single layer knows no dropout."""
+    inputs = torch.randn(4, 20, 5, generator=torch.Generator().manual_seed(2))
+    model = Recurrent(ForecasterConfig(5, 12, 2, 0.5, cell=cell))
+    with torch.no_grad():
+        (_, noisy), (_, again) = model.train()(inputs), model(inputs)
+        _, calm = model.eval()(inputs)
+        assert torch.equal(noisy[0][0], calm[0][0])
+        assert not torch.equal(noisy[0][1], calm[0][1])
+        assert not torch.equal(noisy[0][1], again[0][1])
+        single = Recurrent(ForecasterConfig(5, 12, 1, 0.5, cell=cell)).train()
+        assert torch.equal(single(inputs)[0], single.eval()(inputs)[0])
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    parameters = model.state_dict(keep_vars=True)
+    found = torch.autograd.grad(loss, list(parameters.values()))
+    return dict(zip(parameters, found, strict=True))
+
+
+@pytest.mark.parametrize("config", [*FAMILY, *BOTH_WAYS], ids=kind)
+def test_padding_changes_nothing(config: ForecasterConfig) -> None:
+    """Sequences of 1 to 9 steps in one batch: outputs, last state and gradient are those of each by itself.
+
+    Whatever stands in the padding: also an infinity, which a mask by multiplication would let through.
+    """
+    model = forecaster_of(config).double()
+    rng = np.random.default_rng(4)
+    lengths = torch.tensor([9, 1, 4, 9, 6])
+    width = config.input_size * (1 + config.bidirectional)
+    padded = torch.from_numpy(rng.normal(size=(5, 9, width)))
+    for row, length in enumerate(lengths):
+        padded[row, length:] = torch.inf if row % 2 else 1e30
+    past = [torch.from_numpy(rng.normal(size=part.shape) * 0.3) for part in model(padded[:, :1])[1]]
+    batch_axis = [0 if config.attention and k == len(past) - 1 else 1 for k in range(len(past))]
+    found, state = model(padded, tuple(past), lengths)
+    real = [found[row, :length] for row, length in enumerate(lengths)]
+    alone = []
+    for row, length in enumerate(lengths):
+        own = tuple(part.narrow(axis, row, 1) for part, axis in zip(past, batch_axis, strict=True))
+        output, last = model(padded[row : row + 1, :length], own)
+        alone.append(output[0])
+        for whole, part, axis in zip(state, last, batch_axis, strict=True):
+            torch.testing.assert_close(whole.narrow(axis, row, 1), part, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cat(real), torch.cat(alone), rtol=0, atol=1e-12)
+    one, two = (gradients(model, torch.cat(parts).square().sum()) for parts in (real, alone))
+    for name, gradient in one.items():
+        assert gradient.isfinite().all(), name
+        torch.testing.assert_close(gradient, two[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_a_single_bidirectional_layer_is_torch_s() -> None:
+    """Two stacks of one layer give what torch.nn.LSTM(bidirectional=True) gives, forwards and backwards."""
+    model = forecaster_of(ForecasterConfig(5, 12, bidirectional=True))
+    theirs = nn.LSTM(5, 12, batch_first=True, bidirectional=True)
+    names = {"lstm.": "", "reverse.": "_reverse"}
+    own = model.state_dict()
+    theirs.load_state_dict(
+        {name.removeprefix(a) + b: own[name] for a, b in names.items() for name in own if name.startswith(a)}
+    )
+    x = torch.randn(3, 17, 5)
+    with torch.no_grad():
+        wanted, _ = theirs(x)
+        ahead, back, _ = model.encode(torch.cat((x, x), dim=-1))
+        assert back is not None
+        torch.testing.assert_close(torch.cat((ahead, back), dim=-1), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", BOTH_WAYS, ids=kind)
+def test_each_direction_sees_its_own_side_only(config: ForecasterConfig) -> None:
+    """Deep or not: what comes from the past after step t, and from the future before it, does not reach step t."""
+    model = forecaster_of(config)
+    x = torch.randn(2, 12, 10)
+    changed = x.clone()
+    changed[:, 6:, :5] += 1  # from the past: steps 6 and later
+    changed[:, :4, 5:] += 1  # from the future: steps 3 and earlier
+    with torch.no_grad():
+        one, two = model(x)[0], model(changed)[0]
+    assert torch.equal(one[:, 4:6], two[:, 4:6])
+    assert not torch.isclose(one[:, :4], two[:, :4]).all(dim=-1).any()
+    assert not torch.isclose(one[:, 6:], two[:, 6:]).all(dim=-1).any()
+
+
+@pytest.mark.parametrize("config", [FAMILY[0], FAMILY[-2], *BOTH_WAYS], ids=kind)
+def test_many_to_one_sees_the_last_real_step(config: ForecasterConfig) -> None:
+    """A vector a sequence, the same padded as alone; every step of the sequence reaches it, and the body learns."""
+    torch.manual_seed(5)
+    model = ManyToOne(forecaster_of(config), 3)
+    lengths = torch.tensor([7, 3, 1])
+    x = torch.randn(3, 7, config.input_size * (1 + config.bidirectional), requires_grad=True)
+    together = model(x, lengths)
+    assert together.shape == (3, 3)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(together[row], model(x[row : row + 1, :length])[0], rtol=0, atol=1e-6)
+    (reached,) = torch.autograd.grad(together.sum(), x, retain_graph=True)
+    for row, length in enumerate(lengths):
+        assert (reached[row, :length].abs().sum(dim=-1) > 0).all()
+        assert not reached[row, length:].any()
+    together.sum().backward()
+    assert all(part.grad is not None for name, part in model.named_parameters() if not name.startswith("body.head"))
+
+
+@settings(max_examples=24, deadline=None)
+@given(st.sampled_from(FAMILY), st.lists(st.integers(1, 39), max_size=5, unique=True))
+def test_a_sequence_in_pieces_equals_the_whole(config: ForecasterConfig, cuts: list[int]) -> None:
+    """With the state carried over, wherever the sequence is cut, outputs and last state are the same to 1e-6."""
+    model = forecaster_of(config)
     inputs = torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(1))
     state, pieces = None, []
     with torch.no_grad():
         whole, last = model(inputs)
-        for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 40], strict=True):
+        for start, stop in itertools.pairwise([0, *sorted(cuts), 40]):
             piece, state = model(inputs[:, start:stop], state)
             pieces.append(piece)
     assert state is not None
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=2e-6)
     for one, two in zip(state, last, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
 
 
-def test_exported_weights_have_the_names_and_shapes_that_files_have() -> None:
-    """What `weights.check` expects of a file is what the network has."""
-    for layers in (1, 3):
-        state = some_forecaster(layers).state_dict()
-        assert {name: tuple(value.shape) for name, value in state.items()} == expected_shapes(
-            ForecasterConfig(5, 12, layers)
-        )
+@pytest.mark.parametrize("config", [*FAMILY, *BOTH_WAYS], ids=kind)
+def test_exported_weights_have_the_names_and_shapes_that_files_have(config: ForecasterConfig) -> None:
+    """What `weights.check` expects of a file is what the network has, and what it has loads again."""
+    model = forecaster_of(config)
+    state = model.state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == expected_shapes(config)
+    other = forecaster_of(config, seed=9)
+    other.load_state_dict(state)
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
 
 
-def test_numpy_serves_what_torch_trained() -> None:
+@pytest.mark.parametrize("config", FAMILY, ids=kind)
+def test_numpy_serves_what_torch_trained(config: ForecasterConfig) -> None:
     """Reading by reading, the CPU's stepper gives what the network gives for the whole sequence."""
-    for layers in (1, 2):
-        model = some_forecaster(layers, seed=2)
-        inputs = np.random.default_rng(0).normal(size=(20, 60, 5)).astype(np.float32)
-        with torch.no_grad():
-            wanted, _ = model(torch.from_numpy(inputs))
-        stepper = step.NumpyStepper(exported(model), 20)
-        found = np.stack([stepper.step(np.arange(20), inputs[:, t]) for t in range(60)], axis=1)
-        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+    model = forecaster_of(config, seed=2)
+    inputs = np.random.default_rng(0).normal(size=(20, 60, 5)).astype(np.float32)
+    with torch.no_grad():
+        wanted, _ = model(torch.from_numpy(inputs))
+    stepper = step.NumpyStepper(exported(model), 20)
+    found = np.stack([stepper.step(np.arange(20), inputs[:, t]) for t in range(60)], axis=1)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+
+
+def test_training_mode_is_what_dropout_listens_to() -> None:
+    """A forecaster in training forgets between its layers, in evaluation it does not."""
+    model = forecaster_of(replace(FAMILY[0], num_layers=2, dropout=0.5))
+    inputs = torch.randn(2, 8, 5)
+    with torch.no_grad():
+        assert torch.equal(model(inputs)[0], model(inputs)[0])
+        assert not torch.equal(model.train()(inputs)[0], model(inputs)[0])

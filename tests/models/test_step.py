@@ -1,4 +1,4 @@
-"""The streaming step against torch.nn.LSTM, its readable twin, and itself cut into other waves."""
+"""The streaming step against torch.nn.LSTM, the trained network, the equations, and itself cut into other waves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import cells, step
-from models.weights import ForecasterConfig, Weights, expected_shapes
+from models.forecaster import Forecaster
+from models.weights import ForecasterConfig, Weights, WeightsError, expected_shapes, recurrent_layers
+
+FAMILY = [
+    *(ForecasterConfig(5, 8, 2, cell=cell) for cell in cells.CELLS),
+    *(ForecasterConfig(5, 8, 3, cell=cell, residual=True) for cell in ("lstm", "gru", "peephole", "coupled")),
+    *(ForecasterConfig(5, 8, 2, cell=cell, attention=5) for cell in ("lstm", "gru", "fgr")),
+    ForecasterConfig(5, 8, attention=1),
+]
+
+
+def kind(config: ForecasterConfig) -> str:
+    residual, attention = " residual" * config.residual, f" attention {config.attention}" * (config.attention > 0)
+    return f"{config.cell}{residual}{attention}"
 
 
 def random_weights(config: ForecasterConfig, seed: int = 0) -> Weights:
@@ -51,6 +64,51 @@ def test_stepping_one_by_one_equals_torch_over_the_whole_sequence(layers: int) -
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", FAMILY, ids=kind)
+def test_every_cell_streams_as_it_was_trained(config: ForecasterConfig) -> None:
+    """Reading by reading, series that begin at different times: what the network says of each sequence, to 1e-5."""
+    weights = random_weights(config)
+    model = Forecaster(config).eval()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.tensors.items()})
+    rng = np.random.default_rng(1)
+    inputs, begins = rng.normal(size=(20, 30, 5)).astype(np.float32), rng.integers(0, 12, 20)
+    slots = rng.permutation(40)[:20]
+    for stepper in steppers(weights, 40):
+        got = np.full((20, 30, 9), np.nan, np.float32)
+        for t in range(30):
+            here = np.flatnonzero(begins <= t)
+            got[here, t] = stepper.step(slots[here], inputs[here, t])
+        for row, begin in enumerate(begins):
+            with torch.no_grad():
+                wanted, _ = model(torch.from_numpy(inputs[row : row + 1, begin:]))
+            np.testing.assert_allclose(got[row, begin:], wanted[0].numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", FAMILY, ids=kind)
+def test_a_stepper_that_is_restored_goes_on(config: ForecasterConfig) -> None:
+    """What `export` gave, put into another back end, gives the next forecast: the whole state is in the rows."""
+    weights = random_weights(config)
+    inputs = np.random.default_rng(4).normal(size=(9, 6, 5)).astype(np.float32)
+    one, two = step.NumpyStepper(weights, 6), step.TorchStepper(weights, 6, "cpu")
+    for x in inputs[:8]:
+        one.step(np.arange(6), x)
+    rows = one.export(6)
+    assert rows.shape == (6, step.state_size(config))
+    two.restore(rows)
+    np.testing.assert_allclose(
+        two.step(np.arange(6), inputs[8]), one.step(np.arange(6), inputs[8]), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(two.export(6), one.export(6), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("back_end", [step.NumpyStepper, step.TorchStepper])
+def test_what_looks_at_the_future_does_not_stream(back_end: type[step.NumpyStepper | step.TorchStepper]) -> None:
+    """Bidirectional weights are refused with the reason and the way out."""
+    weights = random_weights(ForecasterConfig(5, 8, bidirectional=True))
+    with pytest.raises(WeightsError, match=r"readings after it.*label history.*without --bidirectional"):
+        back_end(weights, 3)
+
+
 def test_numpy_step_equals_the_equations() -> None:
     """The fast step and the one-line-one-equation cell agree to rounding."""
     weights = random_weights(ForecasterConfig(7, 12, 1))
@@ -60,7 +118,7 @@ def test_numpy_step_equals_the_equations() -> None:
     stepper.step(np.arange(9), inputs)
     rows = stepper.export(9)
     zero = np.zeros((9, 12), np.float32)
-    h, c = cells.lstm(step.layers(weights)[0], inputs, zero, zero)
+    h, c = cells.lstm(recurrent_layers(weights)[0], inputs, zero, zero)
     np.testing.assert_allclose(rows, np.concatenate((h, c), axis=1), atol=1e-6)
 
 
@@ -68,10 +126,11 @@ def test_numpy_step_equals_the_equations() -> None:
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=31, unique=True), st.integers(0, 2**32 - 1))
 def test_other_slots_are_left_alone(slots: list[int], seed: int) -> None:
     """A step touches the rows of its slots and no other."""
-    weights = random_weights(ForecasterConfig(4, 8, 2), 5)
+    config = ForecasterConfig(4, 8, 2, attention=3)
+    weights = random_weights(config, 5)
     rng = np.random.default_rng(seed)
     for stepper in steppers(weights, 31):
-        before = rng.normal(size=(31, 32)).astype(np.float32)
+        before = rng.normal(size=(31, step.state_size(config))).astype(np.float32)
         stepper.restore(before)
         stepper.step(np.array(slots), rng.normal(size=(len(slots), 4)).astype(np.float32))
         after = stepper.export(31)
@@ -92,7 +151,7 @@ def test_large_waves_equal_small_ones() -> None:
 
 def test_reset_forgets() -> None:
     """After a reset a slot answers as one that has no past."""
-    weights = random_weights(ForecasterConfig(4, 8, 2))
+    weights = random_weights(ForecasterConfig(4, 8, 2, attention=3))
     x = np.ones((1, 4), np.float32)
     for stepper in steppers(weights, 3):
         first = stepper.step(np.array([1]), x)

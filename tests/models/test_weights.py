@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save as save_tensors
 
-from models import weights
-from models.weights import ForecasterConfig, Weights, WeightsError, expected_shapes
+from models import cells, weights
+from models.weights import ForecasterConfig, Weights, WeightsError, expected_shapes, recurrent_layers
 
 SMALL = ForecasterConfig(input_size=2, hidden_size=2, num_layers=1)
 Tensors = dict[str, np.ndarray]
@@ -57,13 +57,20 @@ def refusal(path: Path, names: Path) -> str:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32 - 1))
+@given(
+    st.builds(
+        ForecasterConfig, st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.sampled_from([0.0, 0.25]),
+        cell=st.sampled_from(cells.CELLS), residual=st.booleans(), attention=st.integers(0, 5),
+        bidirectional=st.booleans(),
+    ),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
 def test_what_was_saved_comes_back(
-    tmp_path_factory: pytest.TempPathFactory, inputs: int, hidden: int, layers: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory, config: ForecasterConfig, seed: int
 ) -> None:
     """Configuration, every bit of every tensor, the recipe and the SHA-256 survive the disk."""
     path = tmp_path_factory.mktemp("weights") / "some.safetensors"
-    given_weights = some_weights(ForecasterConfig(inputs, hidden, layers, 0.25), seed)
+    given_weights = some_weights(config, seed)
     saved = weights.save(given_weights, path)
     loaded = weights.load(path)
     assert loaded.config == given_weights.config
@@ -72,6 +79,32 @@ def test_what_was_saved_comes_back(
     assert loaded.tensors.keys() == given_weights.tensors.keys()
     for name, value in given_weights.tensors.items():
         np.testing.assert_array_equal(loaded.tensors[name], value)
+
+
+def test_a_plain_lstm_is_written_as_it_always_was(tmp_path: Path) -> None:
+    """An older program reads it: no field that it does not know, unless the network needs it."""
+    path = tmp_path / "some.safetensors"
+    fields = {"input_size": 2, "hidden_size": 2, "num_layers": 1, "dropout": 0.0}
+    for config, more in ((SMALL, {}), (dataclasses.replace(SMALL, cell="gru"), {"cell": "gru"})):
+        weights.save(some_weights(config), path)
+        assert json.loads(weights.manifest_path(path).read_text())["config"] == fields | more
+
+
+def test_the_shipped_manifest_is_written_again_byte_for_byte(tmp_path: Path) -> None:
+    """The base weights, loaded and saved, are the same two files."""
+    path = tmp_path / "base.safetensors"
+    weights.save(weights.load(), path)
+    assert path.read_bytes() == weights.BASE.read_bytes()
+    assert weights.manifest_path(path).read_bytes() == weights.manifest_path(weights.BASE).read_bytes()
+
+
+def test_layers_come_in_the_order_in_which_they_are_stacked() -> None:
+    """Each with its own tensors, the optional ones where the cell has them."""
+    some = some_weights(ForecasterConfig(3, 2, 2, cell="fgr"))
+    for k, layer in enumerate(recurrent_layers(some)):
+        for name, value in layer._asdict().items():
+            assert value is some.tensors[f"lstm.{name}_l{k}"]
+    assert recurrent_layers(some_weights())[0].weight_ch is None
 
 
 def test_saving_again_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -205,6 +238,8 @@ def test_what_is_no_safetensors_is_refused_even_with_the_right_sum(tmp_path: Pat
     [
         {"hidden_size": "2"}, {"hidden_size": 0}, {"input_size": -2}, {"num_layers": 10**12}, {"hidden_size": 2.0},
         {"num_layers": True}, {"dropout": 1.5}, {"dropout": "no"}, {"dropout": float("nan")}, {"unknown": 1},
+        {"cell": "LSTM"}, {"cell": 3}, {"cell": ["gru"]}, {"residual": 1}, {"bidirectional": "yes"}, {"attention": -1},
+        {"attention": True}, {"attention": 10**9},
     ],
 )  # fmt: skip
 def test_a_configuration_that_cannot_be_is_refused(tmp_path: Path, config: dict[str, object]) -> None:
