@@ -15,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models import features, mixture, synthetic, tbptt, weights
+from models import cells, features, mixture, synthetic, tbptt, weights
 from models.forecaster import Forecaster
 
 FIRST_SCORED = 8  # readings before the loss counts
+CHOICES = {"cell": cells.CELLS}
 Report = Callable[[dict[str, float]], None]
 
 
@@ -49,26 +50,57 @@ class Recipe:
     weight_decay: float = 1e-4
     average: float = 0.998
     threads: int = 1
+    cell: str = "lstm"
+    residual: bool = False
+    attention: int = 0
+    bidirectional: bool = False
+    head_rate: float = 1.0
+    """the learning rate of read-out and head, as a multiple of that of the recurrent layers"""
+
+    def config(self) -> weights.ForecasterConfig:
+        """The forecaster that is trained."""
+        return weights.ForecasterConfig(
+            features.INPUT_SIZE,
+            self.hidden_size,
+            self.num_layers,
+            self.dropout,
+            self.cell,
+            self.residual,
+            self.attention,
+            self.bidirectional,
+        )
 
 
-def sequences(rng: np.random.Generator, count: int, steps: int) -> tbptt.Sequences:
+def sequences(rng: np.random.Generator, count: int, steps: int, *, bidirectional: bool = False) -> tbptt.Sequences:
     """Synthetic series as training sequences, by the very code that serves."""
     series = synthetic.generate(rng, count, steps)
-    return encode(series.time, series.value)
+    return encode(series.time, series.value, bidirectional=bidirectional)
 
 
-def encode(times: synthetic.Float64, values: synthetic.Float64) -> tbptt.Sequences:
-    """Training sequences of series `(count, steps)`, all of one length."""
+def encode(times: synthetic.Float64, values: synthetic.Float64, *, bidirectional: bool = False) -> tbptt.Sequences:
+    """Training sequences of series `(count, steps)`, all of one length.
+
+    Bidirectional, the inputs of each reading are followed by those that the same series has when it is read from its
+    end, in time that runs backwards: what all later readings say of it, and nothing that it says itself.
+    """
     count, steps = values.shape
     statistics = features.Statistics.allocate(count)
     slots, normal = np.arange(count), np.ones(count, bool)
     inputs = np.empty((count, steps, features.INPUT_SIZE), np.float32)
     previous, step, y = (np.empty((count, steps), np.float32) for _ in range(3))
+    following = np.zeros((count, steps), np.float32)
     for t in range(steps):
         look = features.look(statistics, slots, times[:, t])
         inputs[:, t], previous[:, t], step[:, t] = look.inputs, look.previous, look.step
         y[:, t] = features.to_y(values[:, t], look.location, look.scale)
+        if t + 1 < steps:
+            following[:, t] = features.to_y(values[:, t + 1], look.location, look.scale)
         features.learn(statistics, slots, times[:, t], values[:, t], normal)
+    if bidirectional:
+        back = encode(-times[:, ::-1], values[:, ::-1]).inputs.numpy()[:, ::-1].copy()
+        # Each direction has its own location and scale. The reading that follows is told in the terms of the forecast.
+        back[:, :-1, features.INPUTS.index("previous")] = np.arcsinh((following - previous) / step)[:, :-1]
+        inputs = np.concatenate((inputs, back), axis=2)
     mask = np.zeros((count, steps), bool)
     mask[:, FIRST_SCORED:] = True
     return tbptt.Sequences(*(torch.from_numpy(array) for array in (inputs, previous, step, y, mask)))
@@ -90,12 +122,10 @@ class Pretraining:
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(recipe.threads)
         self.recipe = recipe
-        config = weights.ForecasterConfig(features.INPUT_SIZE, recipe.hidden_size, recipe.num_layers, recipe.dropout)
-        self.model = Forecaster(config)
+        self.model = Forecaster(recipe.config())
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        groups = tbptt.parameter_groups(self.model, recipe.head_rate)
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.round = 0
         self.update = 0
         self.losses: list[float] = []
@@ -111,7 +141,8 @@ class Pretraining:
             rng = np.random.default_rng([self.recipe.seed, self.round])
             # Dropout draws from torch's own generator: a round that is taken up again must draw the same.
             torch.manual_seed(int(np.random.SeedSequence([self.recipe.seed, self.round]).generate_state(1)[0]))
-            batch = sequences(rng, self.recipe.series, self.recipe.steps)
+            recipe = self.recipe
+            batch = sequences(rng, recipe.series, recipe.steps, bidirectional=recipe.bidirectional)
             self._set_rate()
             loss = tbptt.train_pass(
                 self.model, batch, length=self.recipe.chunk, optimizer=self.optimizer, after_update=self._updated
@@ -134,7 +165,7 @@ class Pretraining:
 
     def _set_rate(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.update, self.updates)
+            group["lr"] = group["rate"] * learning_rate(self.recipe, self.update, self.updates)
 
     def result(self, figures: dict[str, object]) -> weights.Weights:
         """The averaged weights with their recipe."""
@@ -157,9 +188,15 @@ class Pretraining:
 
     @classmethod
     def resume(cls, path: Path) -> Pretraining:
-        """Takes a run up again where its checkpoint left it."""
+        """Takes a run up again where its checkpoint left it, also one that was made before some switch was there.
+
+        Raises WeightsError for a recipe with a switch that is not known here.
+        """
         with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
+        unknown = sorted(progress["recipe"].keys() - {field.name for field in fields(Recipe)})
+        if unknown:
+            raise weights.WeightsError(f"{path}: is of another version, whose recipe has {', '.join(unknown)}")
         tensors = load_file(path)
         run = cls(Recipe(**progress["recipe"]))
         run.round, run.update, run.losses = progress["round"], progress["update"], progress["losses"]
@@ -201,17 +238,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the weights to write; a .json manifest goes beside them")
     parser.add_argument("--checkpoint", type=Path, help="written after each round; taken up again if it exists")
     default = Recipe()
-    for name in ("seed", "rounds", "series", "steps", "chunk", "hidden_size", "num_layers", "threads"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name))
+    for field in fields(Recipe):
+        name, value = f"--{field.name.replace('_', '-')}", getattr(default, field.name)
+        if isinstance(value, bool):
+            parser.add_argument(name, action="store_true")
+        else:
+            parser.add_argument(name, type=type(value), default=value, choices=CHOICES.get(field.name))
     options = vars(parser.parse_args(arguments))
     out, checkpoint = options.pop("out"), options.pop("checkpoint")
+    recipe = Recipe(**options)
     try:
         weights.manifest_path(out)
+        wanted = weights.fault(recipe.config())
+        if wanted:
+            parser.error(f"found {recipe}; expected {wanted}")
+        resumes = checkpoint is not None and checkpoint.exists()
+        run = Pretraining.resume(checkpoint) if resumes else Pretraining(recipe)
     except weights.WeightsError as error:
         parser.error(str(error))
-    recipe = Recipe(**options)
-    resumes = checkpoint is not None and checkpoint.exists()
-    run = Pretraining.resume(checkpoint) if resumes else Pretraining(recipe)
     if run.recipe != recipe:
         parser.error(f"{checkpoint} is of another recipe, {run.recipe}: name that one, or another checkpoint")
 
@@ -225,7 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
     run.run(report, checkpoint)
     run.model.load_state_dict(run.average)
     run.model.eval()
-    figures = evaluate(run.model, sequences(np.random.default_rng([run.recipe.seed, 2**31]), 256, run.recipe.steps))
+    held_out = np.random.default_rng([recipe.seed, 2**31])
+    figures = evaluate(run.model, sequences(held_out, 256, recipe.steps, bidirectional=recipe.bidirectional))
     weights.save(run.result({"held_out": figures}), out)
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     return 0

@@ -1,6 +1,7 @@
 """Truncated backpropagation through time: (h, c) is carried from chunk to chunk and detached, the loss is masked.
 
-Williams & Peng 1990. With one chunk as long as the sequence the gradient is that of full backpropagation.
+Williams & Peng 1990. With one chunk as long as the sequence the gradient is that of full backpropagation. It is clipped
+by its norm (Pascanu et al. 2013): what explodes is cut, what vanishes is the cells' business.
 """
 
 from __future__ import annotations
@@ -42,6 +43,17 @@ def masked_loss(model: Forecaster, part: Sequences, state: State | None) -> tupl
     losses = log_loss(head, part.previous, part.step, part.y)
     weight = part.mask.to(losses.dtype)
     return (losses * weight).sum() / weight.sum().clamp(min=1.0), state
+
+
+def parameter_groups(model: Forecaster, head_rate: float = 1.0) -> list[dict[str, object]]:
+    """For torch.optim: the recurrent layers, and read-out and head; `rate` is a multiple of the learning rate.
+
+    In the order of `model.parameters()`, so that an optimizer's state fits whatever the rate.
+    """
+    stacks = [stack for stack in (model.lstm, model.reverse) if stack is not None]
+    recurrent = [parameter for stack in stacks for parameter in stack.parameters()]
+    read_out = list(model.parameters())[len(recurrent) :]
+    return [{"params": recurrent, "rate": 1.0}, {"params": read_out, "rate": head_rate}]
 
 
 def train_pass(

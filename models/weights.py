@@ -231,14 +231,14 @@ def _config(path: Path, found: object) -> ForecasterConfig:
     if not isinstance(found, dict) or not set(FIRST_FIELDS) <= found.keys() <= names:
         later = ", ".join(sorted(names - set(FIRST_FIELDS)))
         raise WeightsError(f"{path}: config wants {', '.join(FIRST_FIELDS)} and knows besides {later}")
-    wrong = _wrong(ForecasterConfig(**found))
-    if wrong:
-        raise WeightsError(f"{path}: config wants {wrong}")
+    wanted = fault(ForecasterConfig(**found))
+    if wanted:
+        raise WeightsError(f"{path}: config wants {wanted}")
     return ForecasterConfig(**{**found, "dropout": float(found["dropout"])})
 
 
-def _wrong(config: ForecasterConfig) -> str | None:
-    """What a configuration from a file should have been; not even its types are certain."""
+def fault(config: ForecasterConfig) -> str | None:
+    """What a configuration from outside should have been, None if it is; not even its types are certain."""
     sizes: tuple[object, ...] = (config.input_size, config.hidden_size, config.num_layers)
     if not all(type(size) is int and size > 0 for size in sizes) or config.num_layers > MOST_LAYERS:
         return f"sizes that are positive integers and at most {MOST_LAYERS} layers"

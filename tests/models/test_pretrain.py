@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from models import features, pretrain, step, synthetic, weights
 from models.forecaster import Forecaster
@@ -59,9 +62,11 @@ def test_the_same_seed_gives_the_same_file(tmp_path: Path, capsys: pytest.Captur
     assert dataclasses.asdict(recipe).items() <= loaded.recipe.items()
 
 
-@pytest.mark.parametrize(
-    "recipe", [TINY, dataclasses.replace(TINY, num_layers=2, dropout=0.3)], ids=["plain", "dropout"]
-)
+DEEP = dataclasses.replace(TINY, num_layers=2, dropout=0.3, cell="gru", residual=True, attention=3, head_rate=0.5)
+BOTH_WAYS = dataclasses.replace(TINY, cell="peephole", bidirectional=True)
+
+
+@pytest.mark.parametrize("recipe", [TINY, DEEP, BOTH_WAYS], ids=["plain", "deep", "both ways"])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, recipe: Recipe) -> None:
     """Stopped after a round and taken up from its checkpoint, it ends in the same weights, bit for bit."""
     whole = Pretraining(recipe)
@@ -100,6 +105,97 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, capsys: pytes
         pretrain.main(arguments(out, "--checkpoint", str(checkpoint), "--seed", "2"))
     assert ended.value.code == 2
     assert "another recipe" in capsys.readouterr().err
+
+
+SWITCHES = ("--cell", "coupled", "--num-layers", "2", "--residual", "--dropout", "0.1", "--attention", "2")
+
+
+def test_the_switches_of_the_recipe_reach_the_weights(tmp_path: Path) -> None:
+    """Cell, residual, dropout, attention: the file says so, its tensors are of that network, and it streams."""
+    out = tmp_path / "out.safetensors"
+    assert pretrain.main(arguments(out, *SWITCHES)) == 0
+    loaded = weights.load(out)
+    wanted = weights.ForecasterConfig(features.INPUT_SIZE, 8, 2, 0.1, cell="coupled", residual=True, attention=2)
+    assert loaded.config == wanted
+    assert loaded.recipe["cell"] == "coupled"
+    inputs = fresh(4, 6, 40).inputs
+    model = Forecaster(loaded.config)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in loaded.tensors.items()})
+    with torch.no_grad():
+        trained, _ = model.eval()(inputs)
+    stepper = step.NumpyStepper(loaded, 6)
+    found = np.stack([stepper.step(np.arange(6), inputs[:, t].numpy()) for t in range(40)], axis=1)
+    np.testing.assert_allclose(found, trained.numpy(), atol=1e-4)
+
+
+def test_a_bidirectional_recipe_makes_weights_for_labelling(tmp_path: Path) -> None:
+    """They are of both stacks, and are refused by a stepper."""
+    out = tmp_path / "out.safetensors"
+    assert pretrain.main(arguments(out, "--bidirectional")) == 0
+    loaded = weights.load(out)
+    assert "reverse.weight_hh_l0" in loaded.tensors
+    with pytest.raises(weights.WeightsError, match="cannot stream"):
+        step.NumpyStepper(loaded, 6)
+
+
+@pytest.mark.parametrize(
+    "switches", [("--cell", "elman"), ("--dropout", "1.5"), ("--attention", "-1"), ("--hidden-size", "0")]
+)
+def test_a_network_that_cannot_be_is_refused_before_the_training(
+    tmp_path: Path, switches: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error of usage, that names what was found."""
+    with pytest.raises(SystemExit) as ended:
+        pretrain.main(arguments(tmp_path / "out.safetensors", *switches))
+    assert ended.value.code == 2
+    assert switches[1] in capsys.readouterr().err
+
+
+def rewritten(checkpoint: Path, change: Callable[[dict[str, object]], None]) -> None:
+    """The checkpoint with another recipe in its header."""
+    with safe_open(checkpoint, "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+    change(progress["recipe"])
+    save_file(load_file(checkpoint), checkpoint, {"progress": json.dumps(progress)})
+
+
+def test_a_checkpoint_from_before_the_switches_goes_on(tmp_path: Path) -> None:
+    """Without the words that an older version did not know, it is the checkpoint of a plain LSTM."""
+    checkpoint, one, two = (tmp_path / f"{name}.safetensors" for name in ("checkpoint", "one", "two"))
+    pretrain.main(arguments(one, "--checkpoint", str(checkpoint)))
+
+    def forget(recipe: dict[str, object]) -> None:
+        for name in ("cell", "residual", "attention", "bidirectional", "head_rate"):
+            del recipe[name]
+
+    rewritten(checkpoint, forget)
+    pretrain.main(arguments(two, "--checkpoint", str(checkpoint)))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_checkpoint_of_a_later_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A word of its recipe that is not known here is named."""
+    checkpoint, out = tmp_path / "checkpoint.safetensors", tmp_path / "out.safetensors"
+    pretrain.main(arguments(out, "--checkpoint", str(checkpoint)))
+    rewritten(checkpoint, lambda recipe: recipe.update(zoneout=0.1))
+    with pytest.raises(SystemExit) as ended:
+        pretrain.main(arguments(out, "--checkpoint", str(checkpoint)))
+    assert ended.value.code == 2
+    assert "zoneout" in capsys.readouterr().err
+
+
+def test_the_head_has_a_learning_rate_of_its_own() -> None:
+    """A multiple of the recurrent layers', all the way; at 0 the head stays as it was and the layers learn."""
+    run = Pretraining(dataclasses.replace(TINY, head_rate=0.0, attention=2, weight_decay=0.0))
+    torch.nn.init.normal_(run.model.head.weight, std=0.1)  # through a head of zeros nothing would be learned
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.run(quiet)
+    moved = {name: not torch.equal(value, before[name]) for name, value in run.model.state_dict().items()}
+    assert moved == {name: name.startswith("lstm.") for name in moved}
+    run = Pretraining(dataclasses.replace(TINY, head_rate=0.25))
+    run.run(quiet)
+    recurrent, read_out = (group["lr"] for group in run.optimizer.param_groups)
+    assert read_out == pytest.approx(recurrent / 4)
 
 
 def test_a_name_that_cannot_be_written_is_refused_before_the_training(
@@ -152,6 +248,41 @@ def test_inputs_know_nothing_of_their_own_reading() -> None:
     assert not torch.equal(one.inputs[:, 31], two.inputs[:, 31])
     assert not one.mask[:, : pretrain.FIRST_SCORED].any()
     assert one.mask[:, pretrain.FIRST_SCORED :].all()
+
+
+def test_what_the_future_says_of_a_reading_is_not_the_reading() -> None:
+    """Bidirectional, another value at reading 30 changes no input of reading 30, from neither side; others it does."""
+    series = synthetic.generate(np.random.default_rng(9), 20, 60)
+    other = series.value.copy()
+    other[:, 30] += 7.0 + np.abs(other[:, 30])
+    one, two = (pretrain.encode(series.time, value, bidirectional=True) for value in (series.value, other))
+    assert one.inputs.shape == (20, 60, 2 * features.INPUT_SIZE)
+    for name in ("inputs", "previous", "step"):
+        assert torch.equal(getattr(one, name)[:, 30], getattr(two, name)[:, 30])
+    past, future = (
+        features.INPUT_SIZE,
+        slice(features.INPUT_SIZE + 1, None),
+    )  # the first is told in the forecast's terms
+    assert (one.inputs[:, 31, :past] != two.inputs[:, 31, :past]).any(dim=-1).all()
+    assert (one.inputs[:, 29, future] != two.inputs[:, 29, future]).any(dim=-1).all()
+    assert torch.equal(one.inputs[:, :29, :past], two.inputs[:, :29, :past])
+    assert torch.equal(one.inputs[:, 31:, future], two.inputs[:, 31:, future])
+
+
+def test_the_future_is_told_in_the_terms_of_the_forecast() -> None:
+    """The first input from the future is asinh of the steps from the previous reading to the following one."""
+    time, value = np.arange(40.0)[None] * 60, np.arange(40.0)[None] ** 2
+    batch = pretrain.encode(time, value, bidirectional=True)
+    seen = batch.inputs[0, :, features.INPUT_SIZE]
+    statistics = features.Statistics.allocate(1)
+    for t in range(39):
+        look = features.look(statistics, np.array([0]), time[:, t])
+        following = np.arcsinh((value[:, t + 1] - look.location) / look.scale)
+        if t > 2:
+            wanted = np.arcsinh((following - look.previous) / look.step)
+            assert float(seen[t]) == pytest.approx(float(wanted[0]), abs=1e-4)
+        features.learn(statistics, np.array([0]), time[:, t], value[:, t], np.array([True]))
+    assert float(seen[39]) == 0
 
 
 @pytest.fixture(scope="module")

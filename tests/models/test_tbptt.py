@@ -234,6 +234,24 @@ def test_no_update_is_longer_than_the_clip() -> None:
     assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_every_parameter_is_in_one_group(bidirectional: bool) -> None:
+    """Recurrent layers in one, read-out and head in the other, in the order of `parameters()`."""
+    model = Forecaster(ForecasterConfig(INPUTS, HIDDEN, 2, attention=3, bidirectional=bidirectional))
+    recurrent, read_out = tbptt.parameter_groups(model, 0.5)
+    assert (recurrent["rate"], read_out["rate"]) == (1.0, 0.5)
+    parts = [recurrent["params"], read_out["params"]]
+    assert all(isinstance(part, list) for part in parts)
+    found = [id(parameter) for part in parts if isinstance(part, list) for parameter in part]
+    assert found == [id(parameter) for parameter in model.parameters()]
+    assert isinstance(read_out["params"], list)
+    assert {tuple(part.shape) for part in read_out["params"]} == {
+        (HIDDEN, HIDDEN),
+        tuple(model.head.weight.shape),
+        (9,),
+    }
+
+
 def test_training_learns_a_tiny_problem() -> None:
     """A wave of period 8 that the last value alone cannot tell: forty passes take two nats off the loss."""
     torch.manual_seed(0)
