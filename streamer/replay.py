@@ -176,14 +176,21 @@ def replay(files: list[Path], shard: Shard, outputs: list[TextIO], *, device_sco
     writers: list[Writer] = [csv.writer(output, lineterminator="\n") for output in outputs]
     for writer in writers:
         writer.writerow(COLUMNS)
-    sources: dict[int, Iterator[Row]] = {index: read_rows(path) for index, path in enumerate(files)}
+    return replay_rows([read_rows(path) for path in files], shard, writers, device_score=device_score)
+
+
+def replay_rows(
+    sources: Sequence[Iterator[Row]], shard: Shard, writers: list[Writer], *, device_score: bool
+) -> dict[str, int]:
+    """The same for rows from anywhere: each source is a device of its own, and its writer gets tuples of `COLUMNS`."""
+    left = dict(enumerate(sources))
     counts = {"readings": 0, "scored": 0, "alarms": 0}
-    while sources:
+    while left:
         rows: dict[int, Row] = {}
-        for index in list(sources):
-            row = next(sources[index], None)
+        for index in list(left):
+            row = next(left[index], None)
             if row is None:
-                del sources[index]
+                del left[index]
             else:
                 rows[index] = row
         if rows:
