@@ -101,7 +101,12 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--device-score", action="store_true", help="add a row `*` with the joint score of the device")
     _add_settings(replay)
 
-    bench = command("bench", _bench, "Measure this machine; `streamer bench --help` lists what.", options=False)
+    bench = command(
+        "bench",
+        _bench,
+        "Measure this machine, or how well faults are found; `streamer bench --help` lists what.",
+        options=False,
+    )
     bench.add_argument("arguments", nargs="*", metavar="...", help="what to measure, and its options")
 
     health = command("health", _health, "Ask a running daemon whether it is healthy: exit status 0, or 1.")

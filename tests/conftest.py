@@ -25,6 +25,10 @@ P = ParamSpec("P")
 S = TypeVar("S", bound=Server)
 
 ABSENT = pytest.StashKey[Counter[str]]()
+WITHOUT_RECORDINGS = pytest.StashKey[list[str]]()
+
+# Taken out of the environment, since there a STREAMER_... that is no setting is refused.
+QUALITY_DATA = os.environ.pop("STREAMER_QUALITY_DATA", None)
 
 
 class StartBroker(Protocol):
@@ -51,6 +55,7 @@ class StartPrometheus(Protocol):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ABSENT] = Counter()
+    config.stash[WITHOUT_RECORDINGS] = []
 
 
 def require(config: pytest.Config, *names: str) -> None:
@@ -75,6 +80,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("ABSENT SERVERS: not everything was tested", sep="!", red=True, bold=True)
         for name, count in sorted(absent.items()):
             terminalreporter.line(f"{name} is not installed: {count} tests did not run", red=True)
+    skipped = config.stash[WITHOUT_RECORDINGS]
+    if skipped:
+        terminalreporter.section("ABSENT RECORDINGS: detection quality was not tested", sep="!", red=True, bold=True)
+        terminalreporter.line(
+            f"set STREAMER_QUALITY_DATA, see docs/quality.md: {len(skipped)} tests did not run", red=True
+        )
 
 
 def started_in_own_directory(
@@ -90,6 +101,17 @@ def started_in_own_directory(
     yield start_one
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def quality_data(request: pytest.FixtureRequest) -> Path:
+    """The folder of labelled recordings, which are not ours to ship; without it the test is skipped, loudly."""
+    beside = Path(__file__).parent.parent.parent / "shared" / "quality"
+    folder = Path(QUALITY_DATA or beside)
+    if not (folder / "data").is_dir():
+        request.config.stash[WITHOUT_RECORDINGS].append(request.node.nodeid)
+        pytest.skip(f"RECORDINGS ABSENT: found no {folder}; set STREAMER_QUALITY_DATA to the folder of the recordings")
+    return folder
 
 
 @pytest.fixture

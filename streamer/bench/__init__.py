@@ -1,11 +1,13 @@
-"""`streamer bench`: what this machine makes of the daemon, in figures."""
+"""`streamer bench`: what this machine makes of the daemon, and what the daemon makes of labelled faults, in figures."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -14,6 +16,15 @@ def main(argv: Sequence[str]) -> int:
     For the main thread. Raises StreamerError for what a person can mend.
     """
     arguments = parser().parse_args(argv)
+    measure: Callable[[argparse.Namespace], int] = arguments.measure
+    return measure(arguments)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _ingest(arguments: argparse.Namespace) -> int:
     from streamer.bench.ingest import Options, measure
     from streamer.bench.processes import BenchError
 
@@ -32,13 +43,25 @@ def main(argv: Sequence[str]) -> int:
         parser().error(f"--series {options.series} is no multiple of --fields {options.fields}")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # or broker and daemon would be left behind
     try:
-        report = measure(options, say=lambda line: print(line, file=sys.stderr, flush=True))
+        report = measure(options, say=_say)
     except BenchError as error:
-        print(f"streamer bench: {error}", file=sys.stderr)
+        _say(f"streamer bench: {error}")
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
     print(report.json() if arguments.json else report.table())
+    return 0
+
+
+def _quality(arguments: argparse.Namespace) -> int:
+    from streamer.settings import load
+
+    settings = load(arguments.config, arguments.overrides, os.environ, None)
+    from streamer.bench.quality import measure
+
+    words = [word.strip() for word in arguments.on.split(",") if word.strip()]
+    judgement = measure(arguments.data, words, settings, arguments.scores, _say)
+    print(judgement.report().json() if arguments.json else judgement.table())
     return 0
 
 
@@ -69,7 +92,32 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     ingest.add_argument("--quick", action="store_true", help="a small load and short pauses: does it work at all")
     ingest.add_argument("--json", action="store_true", help="print one JSON object")
+    ingest.set_defaults(measure=_ingest)
+    _add_quality(kinds.add_parser(
+        "quality",
+        help="labelled recordings through the replay engine: which faults are caught, at how many false alarms",
+        description="Score recordings side by side as `streamer replay` would, and compare scores and alarms with "
+        "the labels.",
+        allow_abbrev=False,
+    ))  # fmt: skip
     return top
+
+
+def _add_quality(quality: argparse.ArgumentParser) -> None:
+    quality.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="a folder with lists (lite.txt) and packs (data/*.npz)"
+    )
+    quality.add_argument(
+        "--on", default="lite", metavar="WHICH", help="a list, a data set or a recording; several by comma; lite"
+    )
+    quality.add_argument("--scores", type=Path, metavar="DIR", help="save the scores of each recording, as NAME.npy")
+    quality.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, as of `streamer replay`")
+    quality.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+        help="one setting, to compare with and without; may be repeated",
+    )  # fmt: skip
+    quality.add_argument("--json", action="store_true", help="print one JSON object")
+    quality.set_defaults(measure=_quality)
 
 
 def _count(text: str) -> int:
