@@ -1,10 +1,16 @@
 """Several views of a reading, each calibrated per series to a tail probability, joined by maximum to one score.
 
-A view is a number >= 0 that grows with oddness. Per series and view two things are learned while it streams: the level
-that one reading in ten exceeds, and the mean excess above it. Beyond that level the tail is taken as exponential (peaks
-over threshold, Pickands 1975; Siffer et al. 2017 for the streaming use). The views are logarithms of an error, so that
-an exponential tail in them is a power law in the error itself. A new series starts from a prior measured on synthetic
-ones.
+A view is a number >= 0 that grows with oddness. Two questions are asked of each, by two measures that learn while it
+streams:
+
+- How rare is this reading among all that the series has shown? `rarity`: its rank in a histogram of the past; beyond
+  the record, the tail goes on with the slope that the series' own exceedances have (peaks over threshold, Pickands
+  1975; Siffer et al. 2017 for the streaming use). It learns every reading, so what has come to stay is rare no more.
+- How far is the series from its old normal? `distance`: the same tail from its 90 % quantile on. It learns nothing
+  while an alarm is open, and is what an alarm is held by until the series is back.
+
+The views are logarithms of an error, so that an exponential tail in them is a power law in the error itself. A new
+series starts from a prior measured on synthetic ones.
 
 score = log p / log p*, where p* is the tail probability that the operator's alarm budget allows at the series' cadence.
 """
@@ -12,6 +18,7 @@ score = log p / log p*, where p* is the tail probability that the operator's ala
 from __future__ import annotations
 
 import enum
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,36 +29,63 @@ Float64 = NDArray[np.float64]
 Slots = NDArray[np.intp]
 
 VIEWS = (
-    "surprise",  # -log10 of the forecast's tail probability: unlikely, by the forecast's own width
-    "error",  # size of the forecast error in the series' global scale: large, however unsure the forecast was
-    "level",  # distance from the usual level at this time of day: does not get used to a fault
+    "error",  # size of the forecast error in the series' global scale: one odd reading
+    "level",  # distance from the usual level at this time of day, over the last few readings: a jump
+    "drift",  # the same over the last 16 or so: what stays away, however little
 )
-SURPRISE, ERROR, LEVEL = range(len(VIEWS))
+ERROR, LEVEL, DRIFT = range(len(VIEWS))
+SMOOTHING = np.array([1.0, 1 / 3, 1 / 16], np.float32)  # weight of the newest reading in each view
+MOST_DRIFT = 3.0  # ten scales, of one reading in `drift`: else one wild reading would last for fifty
 
 TAIL_SHARE = 0.1
-PRIOR_THRESHOLD = np.array([1.0, 1.2, 1.5], np.float32)
-PRIOR_EXCESS = np.array([0.45, 0.30, 0.25], np.float32)  # both: 90 % quantile, mean excess; held-out synthetic series
-LEAST_EXCESS = np.array([0.15, 0.05, 0.05], np.float32)  # by eye: an all but deterministic series has a tail too
+PRIOR_THRESHOLD = np.array([1.2, 1.5, 1.5], np.float32)
+PRIOR_EXCESS = np.array([0.30, 0.25, 0.25], np.float32)  # both: 90 % quantile, mean excess; held-out synthetic series
+LEAST_EXCESS = 0.05  # by eye: an all but deterministic series has a tail too
 PRIOR_WEIGHT = 10.0  # the prior counts as so many exceedances
 SLOWEST_THRESHOLD_RATE = 0.02
 SLOWEST_EXCESS_RATE = 1 / 200
-PEAK_RATE = 1 / 20
 MOST_EXCESSES = 8.0  # an exceedance counts at most so many mean excesses when it is learned
-MOST_PEAK_EXCESSES = 20.0
-YOUNG = 20.0  # readings: below about this age the tail is widened
+YOUNG = 20.0  # readings: below about this age the tail of `distance` is widened
+
+BINS, BIN_WIDTH = 128, 0.1  # of the histogram: to 12.8, where a view is 180,000 scales
+REMEMBERED = 8000  # readings: a full histogram is halved, so that the last 4,000 to 8,000 count
+RECORD_FADES = 1 / 32_000  # a reading
+TAIL_WIDTH = 2.0  # beyond the record the tail is taken so many times wider than the mean excess says
+MOST_BEYOND = 4.0  # decades that the tail may add to the rank
+NO_RECORD = 0.05  # a record below it is that of a series which has never moved: there is no tail to go on with
+YOUTH = 100  # readings
+YOUTH_SHARE = (
+    0.5  # how much of its youth is forgiven to a record; of 0, 1/2 and 1 the one that keeps the budget at every age
+)
+PEAK_SHARE = 0.5  # of the way from the old record to the peak of an incident that is over
+DISTANT_SHARE = 0.8  # a reading that is only far from the old normal, but not rare, scores at most this
+
 MONTH_SECONDS = 30.44 * 86_400
 STRICTNESS_RANGE = (1.5, 9.0)  # -log10 p*: a reading a day and a budget of one, up to a reading a millisecond
 
 
 class Column(enum.IntEnum):
-    """Columns of the state beside the views' own."""
+    """Columns of `Calibration.rows`; from the third on one a view."""
 
-    COUNT = 0
-    THRESHOLD = 1  # one a view
-    EXCESS = 1 + len(VIEWS)  # one a view
+    COUNT = 0  # readings from which `distance` has learned
+    RANKED = 1  # readings in the histogram
+    THRESHOLD = 2
+    EXCESS = THRESHOLD + len(VIEWS)
+    RECORD = EXCESS + len(VIEWS)
+    SMOOTH = RECORD + len(VIEWS)
 
 
-WIDTH = 1 + 2 * len(VIEWS)
+WIDTH = Column.SMOOTH + len(VIEWS)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One series' histogram and records as they were when an alarm opened."""
+
+    record: list[float]
+    ranked: float
+    histogram: bytes
+    """uint16 (views, BINS), zlib"""
 
 
 @dataclass(slots=True)
@@ -59,59 +93,120 @@ class Calibration:
     """What is known of each series' tails, one row a slot; a row of zeros is a new series."""
 
     rows: Float32
+    """(capacity, WIDTH)"""
+    histogram: NDArray[np.uint16]
+    """(capacity, views, BINS): readings by the size of each view"""
 
     @classmethod
     def allocate(cls, capacity: int) -> Calibration:
-        return cls(np.zeros((capacity, WIDTH), np.float32))
+        return cls(np.zeros((capacity, WIDTH), np.float32), np.zeros((capacity, len(VIEWS), BINS), np.uint16))
 
     def reset(self, slots: Slots) -> None:
         """Forget these series."""
         self.rows[slots] = 0
+        self.histogram[slots] = 0
 
-    def _gather(self, slots: Slots) -> tuple[Float32, Float32, Float32]:
+    def _gather(self, slots: Slots) -> Float32:
         rows = self.rows[slots]
         new = rows[:, Column.COUNT] == 0
         rows[new, Column.THRESHOLD : Column.EXCESS] = PRIOR_THRESHOLD
-        rows[new, Column.EXCESS :] = PRIOR_EXCESS
-        return rows, rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.EXCESS :]
+        rows[new, Column.EXCESS : Column.RECORD] = PRIOR_EXCESS
+        return rows
 
-    def rarity(self, slots: Slots, views: Float32) -> Float32:
-        """-log10 of the tail probability of each view `(n, len(VIEWS))`, by what the series has shown so far."""
-        rows, threshold, excess = self._gather(slots)
+    def smooth(self, slots: Slots, raw: Float32) -> Float32:
+        """The views `(n, len(VIEWS))` from those of the reading alone; changes nothing."""
+        before = self.rows[slots, Column.SMOOTH : WIDTH]
+        views: Float32 = before + SMOOTHING * (raw - before)
+        return views
+
+    def distance(self, slots: Slots, views: Float32) -> Float32:
+        """-log10 of the tail probability of each view `(n, len(VIEWS))` in the series' old normal."""
+        rows = self._gather(slots)
+        threshold, excess = rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.EXCESS : Column.RECORD]
         young = 1.0 + YOUNG / (rows[:, Column.COUNT, None] + 1.0)
         at_threshold = -np.log10(TAIL_SHARE)
         beyond = at_threshold + (views - threshold) / (np.maximum(excess, LEAST_EXCESS) * young * np.log(10.0))
         result: Float32 = np.where(views > threshold, beyond, at_threshold * views / threshold).astype(np.float32)
         return result
 
-    def learn(self, slots: Slots, views: Float32) -> None:
-        """Takes the views of normal readings in."""
+    def rarity(self, slots: Slots, views: Float32) -> Float32:
+        """-log10 of the tail probability of each view `(n, len(VIEWS))` among all that the series has shown.
+
+        A record among few readings counts as more than its rank, half-way to one among REMEMBERED.
+        """
+        rows = self._gather(slots)
+        ranked = rows[:, Column.RANKED, None]
+        bins, place = _bins(views)
+        at, view = np.arange(len(slots))[:, None], np.arange(len(VIEWS))
+        histogram = self.histogram[slots]
+        here = histogram[at, view, bins].astype(np.float32)
+        above = np.where(np.arange(BINS, dtype=np.int16) > bins[:, :, None], histogram, 0).sum(2, dtype=np.float32)
+        rank = -np.log10((above + here * (1 - place) + 0.5) / (ranked + 1))
+        rank += YOUTH_SHARE * np.log10((REMEMBERED + YOUTH) / np.minimum(ranked + YOUTH, REMEMBERED + YOUTH))
+
+        record = rows[:, Column.RECORD : Column.SMOOTH]
+        width = TAIL_WIDTH * np.log(10.0) * np.maximum(rows[:, Column.EXCESS : Column.RECORD], LEAST_EXCESS)
+        decades = np.where(record > NO_RECORD, np.maximum(views - record, 0) / width, 0)
+        result: Float32 = np.maximum(rank + MOST_BEYOND * -np.expm1(-decades / MOST_BEYOND), 0).astype(np.float32)
+        return result
+
+    def learn(self, slots: Slots, views: Float32, normal: NDArray[np.bool_]) -> None:
+        """Takes views `(n, len(VIEWS))` in; where a reading is not `normal` `(n,)`, the old normal stays as it is."""
         if not len(slots):
             return
-        rows, threshold, excess = self._gather(slots)
-        count = rows[:, Column.COUNT, None]
+        rows = self._gather(slots)
+        threshold, excess = rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.EXCESS : Column.RECORD]
+        count, teaches = rows[:, Column.COUNT, None], normal[:, None]
         over = views > threshold
         width = np.maximum(excess, LEAST_EXCESS)
         rate = np.clip(10.0 / (count + 10.0), SLOWEST_THRESHOLD_RATE, 1.0)
         size = np.clip(views - threshold, 0.0, MOST_EXCESSES * width)
         excess_rate = np.maximum(1.0 / (TAIL_SHARE * count + PRIOR_WEIGHT), SLOWEST_EXCESS_RATE)
-        rows[:, Column.EXCESS :] = excess + over * excess_rate * (size - excess)
-        rows[:, Column.THRESHOLD : Column.EXCESS] = np.maximum(threshold + rate * width * (over - TAIL_SHARE), 0.05)
-        rows[:, Column.COUNT] += 1
+        moved = np.maximum(threshold + rate * width * (over - TAIL_SHARE), 0.05)
+        rows[:, Column.EXCESS : Column.RECORD] = excess + (over & teaches) * excess_rate * (size - excess)
+        rows[:, Column.THRESHOLD : Column.EXCESS] = np.where(teaches, moved, threshold)
+        rows[:, Column.COUNT] += normal
+
+        record = rows[:, Column.RECORD : Column.SMOOTH]
+        rows[:, Column.RECORD : Column.SMOOTH] = np.maximum(record * (1 - RECORD_FADES), views)
+        rows[:, Column.SMOOTH : WIDTH] = views
+        rows[:, Column.RANKED] += 1
+        bins, _ = _bins(views)
+        self.histogram[slots[:, None], np.arange(len(VIEWS)), bins] += 1
+        full = np.flatnonzero(rows[:, Column.RANKED] >= REMEMBERED)
+        if len(full):
+            self.histogram[slots[full]] //= 2
+            rows[full, Column.RANKED] = self.histogram[slots[full]].sum(2).min(1)
         self.rows[slots] = rows
 
-    def learn_peak(self, slot: int, views: Float32) -> None:
-        """Takes in the highest views `(len(VIEWS),)` of an incident that ended by itself, as one exceedance each.
+    def keep(self, slot: int) -> Kept:
+        """What `put_back` needs, taken when an alarm opens."""
+        row = self.rows[slot]
+        packed = zlib.compress(self.histogram[slot].tobytes(), 1)
+        return Kept(row[Column.RECORD : Column.SMOOTH].tolist(), float(row[Column.RANKED]), packed)
 
-        A burst that belongs to the series alarms the first few times and then no more: the budget holds.
+    def put_back(self, slot: int, kept: Kept, peak: Float32) -> None:
+        """An incident has ended: its readings are forgotten, but for one, its `peak` `(len(VIEWS),)`.
+
+        So the same fault is told again the next time, while a burst that belongs to the series becomes one of its kind.
+        Raises ValueError if `kept` is not what `keep` gave.
         """
-        slots = np.array([slot])
-        rows, threshold, excess = self._gather(slots)
-        width = np.maximum(excess, LEAST_EXCESS)
-        size = np.clip(views - threshold, 0.0, MOST_PEAK_EXCESSES * width)
-        rows[:, Column.EXCESS :] = excess + (size > 0) * PEAK_RATE * (size - excess)
-        rows[:, Column.COUNT] += 1
-        self.rows[slots] = rows
+        unpack = zlib.decompressobj()
+        histogram = np.frombuffer(unpack.decompress(kept.histogram, self.histogram[slot].nbytes), np.uint16)
+        self.histogram[slot] = histogram.reshape(len(VIEWS), BINS)
+        bins, _ = _bins(peak)
+        self.histogram[slot, np.arange(len(VIEWS)), bins] += 1
+        record = np.array(kept.record, np.float32)
+        row = self.rows[slot]
+        row[Column.RANKED] = kept.ranked + 1
+        row[Column.RECORD : Column.SMOOTH] = record + PEAK_SHARE * np.maximum(peak - record, 0)
+
+
+def _bins(views: Float32) -> tuple[NDArray[np.intp], Float32]:
+    """The bin of each view and how far in it the view lies, 0 to 1."""
+    position = views / BIN_WIDTH
+    bins = np.clip(position, 0, BINS - 1).astype(np.intp)
+    return bins, np.clip(position - bins, 0, 1).astype(np.float32)
 
 
 def strictness(budget_per_month: float, interval_seconds: Float64) -> Float64:

@@ -2,11 +2,11 @@
 
     score >= 1                                        opened
     a score a quarter higher than the last told       updated
-    10 readings in a row below half of it, by every
-    view that held the alarm, the level included      closed
+    10 readings in a row nearer than half of it to the
+    old normal, by every view that held the alarm     closed
 
-The forecast gets used to a fault that stays; the level view does not: its statistics stand still while an alarm is
-open. So a jump that stays keeps its alarm, however well it is predicted by then.
+The forecast gets used to a fault that stays, and it is rare no more; the distance from the old normal does not: its
+statistics stand still while an alarm is open. So a jump that stays keeps its alarm, however well it is known by then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ OPEN_SCORE = 1.0
 CALM_SCORE = 0.5
 CALM_READINGS = 10
 UPDATE_RATIO = 1.25
+LASTING = [calibration.LEVEL, calibration.DRIFT]  # the views that do not get used to a fault
 KeyOf = Callable[[int], str]
+Keep = Callable[[int], calibration.Kept]
 
 
 class Change(NamedTuple):
@@ -37,11 +39,14 @@ class Change(NamedTuple):
     alarm: Alarm
 
 
-class Peak(NamedTuple):
-    """The highest views of an incident that ended by itself."""
+class End(NamedTuple):
+    """An incident that ended by itself."""
 
     slot: int
-    views: Float32
+    peak_views: Float32
+    """the highest of each"""
+    kept: calibration.Kept
+    """what the calibration was when it opened"""
 
 
 class Step(NamedTuple):
@@ -50,7 +55,7 @@ class Step(NamedTuple):
     normal: Bool
     """per row: the reading does not belong to an alarm"""
     changes: list[Change]
-    peaks: list[Peak]
+    ends: list[End]
 
 
 def alarm_id(key: str, kind: str, opened_at: float) -> str:
@@ -63,6 +68,7 @@ class _Incident:
     alarm: Alarm
     peak_views: Float32
     told_score: float
+    kept: calibration.Kept | None
     calm: int = 0
     held_by_level: bool = False
 
@@ -76,6 +82,7 @@ class SavedIncident(NamedTuple):
     told_score: float = 0.0
     calm: int = 0
     held_by_level: bool = False
+    kept: calibration.Kept | None = None
 
 
 class ValueAlarms:
@@ -99,34 +106,38 @@ class ValueAlarms:
         opened: Bool = self._is_open[slots]
         return opened
 
-    def step(self, wave: Wave, scores: Scores, key_of: KeyOf) -> Step:
-        """Takes a scored wave. Only readings that open an alarm or belong to one cost more than a look."""
+    def step(self, wave: Wave, scores: Scores, key_of: KeyOf, keep: Keep) -> Step:
+        """Takes a scored wave, before anything is learned from it.
+
+        Only readings that open an alarm or belong to one cost more than a look.
+        """
         score = scores.score[wave.rows]
         concerned = np.flatnonzero(self._is_open[wave.slots] | (score >= OPEN_SCORE))
         normal = np.ones(len(wave.slots), np.bool_)
         changes: list[Change] = []
-        peaks: list[Peak] = []
+        ends: list[End] = []
         for row in concerned.tolist():
             slot = int(wave.slots[row])
             incident = self._incidents.get(slot)
             if incident is None:
-                incident = self._open(slot, row, wave, scores, key_of)
+                incident = self._open(slot, row, wave, scores, key_of, keep)
                 changes.append(Change("opened", incident.alarm))
             elif self._follow(incident, row, wave, scores):
                 changes.append(Change("updated", incident.alarm))
             normal[row] = False
-            self._calm(incident, wave.levels[row], scored=not np.isnan(score[row]))
+            self._calm(incident, wave, row, scored=not np.isnan(score[row]))
             if incident.calm >= CALM_READINGS:
                 at = float(wave.time[row])
                 changes.append(Change("closed", replace(incident.alarm, closed_at=at, updated_at=at)))
-                peaks.append(Peak(slot, incident.peak_views))
+                if incident.kept is not None:
+                    ends.append(End(slot, incident.peak_views, incident.kept))
                 self._forget(slot)
-        return Step(normal, changes, peaks)
+        return Step(normal, changes, ends)
 
-    def _open(self, slot: int, row: int, wave: Wave, scores: Scores, key_of: KeyOf) -> _Incident:
+    def _open(self, slot: int, row: int, wave: Wave, scores: Scores, key_of: KeyOf, keep: Keep) -> _Incident:
         key, at = key_of(slot), float(wave.time[row])
         alarm = _worst(Alarm(alarm_id(key, "value", at), "value", key, at, at, readings=1), row, wave, scores)
-        incident = _Incident(alarm, wave.views[row].copy(), alarm.score or 0.0)
+        incident = _Incident(alarm, wave.views[row].copy(), alarm.score or 0.0, keep(slot))
         self._incidents[slot] = incident
         self._is_open[slot] = True
         return incident
@@ -136,7 +147,7 @@ class ValueAlarms:
         """Adds a reading to an incident; True if there is something to tell."""
         alarm = replace(incident.alarm, updated_at=float(wave.time[row]), readings=incident.alarm.readings + 1)
         incident.alarm = alarm
-        if incident.held_by_level and wave.levels[row, calibration.LEVEL] < CALM_SCORE:
+        if incident.held_by_level and wave.distances[row, LASTING].max() < CALM_SCORE:
             return False  # the way back from a long fault surprises as much as the fault did, and is not worse
         score = float(scores.score[wave.rows[row]])
         if score > (alarm.score or 0.0):
@@ -148,12 +159,13 @@ class ValueAlarms:
         return False
 
     @staticmethod
-    def _calm(incident: _Incident, levels: Float64, *, scored: bool) -> None:
-        if levels[calibration.LEVEL] >= OPEN_SCORE:
+    def _calm(incident: _Incident, wave: Wave, row: int, *, scored: bool) -> None:
+        if wave.distances[row, LASTING].max() >= OPEN_SCORE:
             incident.held_by_level = True
         if not scored:
             return  # no verdict is no sign of calm
-        holding = levels if incident.held_by_level else np.delete(levels, calibration.LEVEL)
+        distances = wave.distances[row]
+        holding = distances if incident.held_by_level else np.delete(distances, LASTING)
         incident.calm = incident.calm + 1 if holding.max() < CALM_SCORE else 0
 
     def _forget(self, slot: int) -> None:
@@ -163,15 +175,18 @@ class ValueAlarms:
     def state(self) -> list[SavedIncident]:
         """What `restore` wants."""
         return [
-            SavedIncident([slot], each.alarm, each.peak_views.tolist(), each.told_score, each.calm, each.held_by_level)
+            SavedIncident(
+                [slot], each.alarm, each.peak_views.tolist(), each.told_score, each.calm, each.held_by_level, each.kept
+            )
             for slot, each in self._incidents.items()
         ]
 
-    def restore(self, saved: list[SavedIncident]) -> None:
-        """Puts back what `state` gave."""
+    def restore(self, saved: list[SavedIncident], *, with_kept: bool) -> None:
+        """Puts back what `state` gave; without what was kept of the calibration if other weights had made it."""
         for each in saved:
             slot, views = each.slots[0], np.array(each.peak_views, np.float32)
-            self._incidents[slot] = _Incident(each.alarm, views, each.told_score, each.calm, each.held_by_level)
+            kept = each.kept if with_kept else None
+            self._incidents[slot] = _Incident(each.alarm, views, each.told_score, kept, each.calm, each.held_by_level)
             self._is_open[slot] = True
 
     def evict(self, slots: NDArray[np.intp]) -> list[Change]:

@@ -83,14 +83,18 @@ class Detector:
         band = features.from_y(mixture.quantiles(forecast), look.location[:, None], look.scale[:, None])
         lower, expected, upper = band[:, 0], band[:, 1], band[:, 2]
 
-        views = np.empty((len(rows), len(calibration.VIEWS)), np.float32)
-        views[:, calibration.SURPRISE] = mixture.tail_surprise(forecast, y)
-        views[:, calibration.ERROR] = np.minimum(np.arcsinh(np.abs(value - expected) / look.scale), features.Y_LIMIT)
-        views[:, calibration.LEVEL] = np.abs(y - look.inputs[:, DAY_VALUE] * look.inputs[:, DAY_KNOWN])
+        raw = np.empty((len(rows), len(calibration.VIEWS)), np.float32)
+        raw[:, calibration.ERROR] = np.minimum(np.arcsinh(np.abs(value - expected) / look.scale), features.Y_LIMIT)
+        away = np.abs(y - look.inputs[:, DAY_VALUE] * look.inputs[:, DAY_KNOWN])
+        raw[:, calibration.LEVEL] = away
+        raw[:, calibration.DRIFT] = np.minimum(away, calibration.MOST_DRIFT)
+        views = self.calibration.smooth(slots, raw)
         interval = np.exp(self.statistics.narrow[slots, Narrow.LOG_ELAPSED].astype(np.float64))
         strict = calibration.strictness(self.budget_per_series_month, interval)
 
-        levels = self.calibration.rarity(slots, views) / strict[:, None]
+        rarity = self.calibration.rarity(slots, views) / strict[:, None]
+        distance = self.calibration.distance(slots, views) / strict[:, None]
+        levels = np.maximum(rarity, np.minimum(distance, calibration.DISTANT_SHARE))
 
         warming = count < WARM_READINGS
         is_long = look.elapsed > np.maximum(GAP_INTERVALS * interval, GAP_LEAST_SECONDS)
@@ -100,17 +104,17 @@ class Detector:
         known = count > 0
         scores.score[rows] = score
         scores.view[rows] = levels.argmax(axis=1)
-        scores.surprise[rows] = np.where(known, views[:, calibration.SURPRISE], np.nan)
+        scores.surprise[rows] = np.where(known, mixture.tail_surprise(forecast, y), np.nan)
         for column, values in ((scores.expected, expected), (scores.lower, lower), (scores.upper, upper)):
             column[rows] = np.where(known, values, np.nan)
-        return Wave(rows, slots, time, value, look.elapsed, views, levels, strict)
+        return Wave(rows, slots, time, value, look.elapsed, views, levels, distance, strict)
 
     def learn(self, scores: Scores, wave: Wave, normal: Bool) -> None:
         """Takes a scored wave in. `normal` `(len(wave.slots),)`: False where the reading belongs to an open alarm."""
         features.learn(self.statistics, wave.slots, wave.time, wave.value, normal)
-        teaches = normal & (self.statistics.narrow[wave.slots, Narrow.COUNT] > CALIBRATED_FROM)
+        teaches = self.statistics.narrow[wave.slots, Narrow.COUNT] > CALIBRATED_FROM
         teaches &= scores.unscored[wave.rows] != Unscored.GAP
-        self.calibration.learn(wave.slots[teaches], wave.views[teaches])
+        self.calibration.learn(wave.slots[teaches], wave.views[teaches], normal[teaches])
         self.latest[wave.slots] = np.column_stack(
             (
                 scores.score[wave.rows],
@@ -135,7 +139,8 @@ class Detector:
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
         """Every state array but the recurrent one, by name."""
         statistics = {f"statistics.{f.name}": getattr(self.statistics, f.name) for f in fields(self.statistics)}
-        return statistics | {"calibration": self.calibration.rows, "latest": self.latest}
+        calibrated = {"calibration": self.calibration.rows, "histogram": self.calibration.histogram}
+        return statistics | calibrated | {"latest": self.latest}
 
     def export(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the first `count` rows of every state array, by name."""

@@ -116,6 +116,8 @@ class Wave:
     """(n, views) in the order of `models.calibration.VIEWS`"""
     levels: Float64
     """(n, views): the score of each view alone"""
+    distances: Float64
+    """(n, views): how far from the old normal, on the same scale; it is what an open alarm is held by"""
     strictness: Float64
     """-log10 p* of the series: what a score of 1 means"""
 

@@ -18,7 +18,7 @@ from streamer.detector import Detector, no_scores, waves
 from streamer.readings import Alarm, Batch, Float64, Int32, Scores
 from streamer.registry import Registry, RegistryState
 
-MADE_BY_WEIGHTS = ("recurrent", "calibration")
+MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram")
 """Arrays that mean nothing under other weights."""
 
 
@@ -86,10 +86,10 @@ class Shard:
         changes: list[Change] = []
         for rows in waves(batch.slot):
             part, wave = self.detector.score(batch[rows])
-            step = self.value_alarms.step(wave, part, self.registry.key)
+            step = self.value_alarms.step(wave, part, self.registry.key, self.detector.calibration.keep)
             self.detector.learn(part, wave, step.normal)
-            for peak in step.peaks:
-                self.detector.calibration.learn_peak(peak.slot, peak.views)
+            for end in step.ends:
+                self.detector.calibration.put_back(end.slot, end.kept, end.peak_views)
             came = arrivals[rows]
             ordinary = ~self.silence_alarms.is_silent(wave.slots)
             self.cadence.observe(wave.slots, wave.elapsed, came[wave.rows], ordinary)
@@ -179,7 +179,7 @@ class Shard:
         self.registry.restore(rest.registry)
         self.detector.restore(arrays)
         self.cadence.rows[:count] = arrays["cadence"]
-        self.value_alarms.restore(rest.value_alarms)
+        self.value_alarms.restore(rest.value_alarms, with_kept=is_ours)
         self.silence_alarms.restore(rest.silence_alarms)
         return None if is_ours else "the hidden states and the calibration: other weights had made them"
 

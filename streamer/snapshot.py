@@ -41,7 +41,7 @@ _ALIGN = 64  # a cache line
 _PIECE_BYTES = 4 << 20  # written, read and hashed at a time
 _NAME = re.compile(r"snapshot-([0-9]{12,})\.snap(\.part|\.bad)?")
 
-DType = Literal["f4", "f8", "i4", "i8", "u1", "bool"]
+DType = Literal["f4", "f8", "i4", "i8", "u1", "u2", "bool"]
 DTYPES: tuple[DType, ...] = get_args(DType)
 _DTYPES: dict[DType, np.dtype[np.generic]] = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
 _NAMES: dict[np.dtype[np.generic], DType] = {_DTYPES[name]: name for name in DTYPES}

@@ -75,7 +75,7 @@ def test_the_way_back_from_a_long_fault_is_not_its_worst_reading() -> None:
     target = shard()
     feed(target, calm(400))
     fault = calm(60, 400) + 40
-    changes = feed(target, np.r_[fault, calm(20, 460)], first=400)
+    changes = feed(target, np.r_[fault, calm(60, 460)], first=400)
     assert whats(changes) == ["opened", "closed"]
     closed = changes[-1].alarm
     assert closed.value in fault

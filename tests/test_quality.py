@@ -41,20 +41,19 @@ SHORT = (
     "MSL/T-9",
 )
 FLOORS = {
-    "nab_caught_at_1_per_10k": 0.21,
-    "nab_caught_at_1_per_1k": 0.42,
-    "nab_vus_pr": 0.35,
-    "nab_score_standard": 60.0,
-    "nab_score_low_fp": 44.0,
-    "nab_caught_by_alarm": 0.35,
-    "nab_false_alarms": 6.0,  # of these, no more
-    "skab_caught_at_1_per_10k": 0.66,
-    "skab_vus_pr": 0.79,
-    "3w_caught_at_1_per_10k": 0.99,
-    "3w_vus_pr": 0.95,
-    "msl_caught_at_1_per_1k": 0.50,
-    "msl_vus_pr": 0.42,
-    "msl_false_alarms": 12.0,
+    "nab_caught_at_1_per_10k": 0.40,
+    "nab_caught_at_1_per_1k": 0.60,
+    "nab_vus_pr": 0.46,
+    "nab_score_standard": 61.8,
+    "nab_score_low_fp": 49.6,
+    "nab_caught_by_alarm": 0.53,
+    "nab_false_alarms": 11.0,  # of these, no more
+    "skab_caught_at_1_per_10k": 0.93,
+    "skab_vus_pr": 0.70,
+    "3w_caught_at_1_per_10k": 0.93,
+    "3w_vus_pr": 0.90,
+    "msl_vus_pr": 0.40,
+    "msl_false_alarms": 3.0,
 }
 
 

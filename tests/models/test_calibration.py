@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import calibration
-from models.calibration import ERROR, LEVEL, SURPRISE, VIEWS, Calibration, Column, Float64
+from models.calibration import VIEWS, Calibration, Column, Float32, Float64
 
 ONE = np.array([0])
-MEANS = np.array([0.5, 0.4, 0.3])  # of exponential views, each above its least excess
+MEANS = np.array([0.5, 0.4, 0.3])  # of exponential views, each above the least excess
+NORMAL = np.ones(1, np.bool_)
 A_FEW = st.lists(st.floats(0, 300, width=32), min_size=3, max_size=3)
 
 
@@ -20,8 +21,13 @@ def taught(seed: int, readings: int, slots: int = 1, means: Float64 = MEANS) -> 
     rng = np.random.default_rng(seed)
     tails = Calibration.allocate(slots)
     for _ in range(readings):
-        tails.learn(np.arange(slots), (rng.exponential(size=(slots, len(VIEWS))) * means).astype(np.float32))
+        views = (rng.exponential(size=(slots, len(VIEWS))) * means).astype(np.float32)
+        tails.learn(np.arange(slots), views, np.ones(slots, np.bool_))
     return tails
+
+
+def distance(tails: Calibration, *views: float) -> list[float]:
+    return [float(value) for value in tails.distance(ONE, np.array([views], np.float32))[0]]
 
 
 def rarity(tails: Calibration, *views: float) -> list[float]:
@@ -30,16 +36,16 @@ def rarity(tails: Calibration, *views: float) -> list[float]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 120), A_FEW, A_FEW)
-def test_rarity_grows_with_each_view(seed: int, readings: int, one: list[float], two: list[float]) -> None:
+def test_distance_grows_with_each_view(seed: int, readings: int, one: list[float], two: list[float]) -> None:
     """An odder view is never less rare, and a view's rarity does not depend on the other views."""
     tails = taught(seed, readings)
     low, high = np.minimum(one, two), np.maximum(one, two)
-    rare_low, rare_high = rarity(tails, *low), rarity(tails, *high)
+    rare_low, rare_high = distance(tails, *low), distance(tails, *high)
     assert all(0 <= a <= b for a, b in zip(rare_low, rare_high, strict=True))
     for view in range(len(VIEWS)):
         mixed = low.copy()
         mixed[view] = high[view]
-        assert rarity(tails, *mixed)[view] == rare_high[view]
+        assert distance(tails, *mixed)[view] == rare_high[view]
 
 
 def test_a_new_series_has_the_prior() -> None:
@@ -48,24 +54,26 @@ def test_a_new_series_has_the_prior() -> None:
     Twenty-one, since the tail of a series without readings is widened by 1 + 20 / 1.
     """
     tails = Calibration.allocate(2)
-    assert rarity(tails, *calibration.PRIOR_THRESHOLD) == pytest.approx([1, 1, 1], abs=1e-6)
-    assert rarity(tails, *calibration.PRIOR_THRESHOLD / 2) == pytest.approx([0.5, 0.5, 0.5], abs=1e-6)
+    assert distance(tails, *calibration.PRIOR_THRESHOLD) == pytest.approx([1, 1, 1], abs=1e-6)
+    assert distance(tails, *calibration.PRIOR_THRESHOLD / 2) == pytest.approx([0.5, 0.5, 0.5], abs=1e-6)
     beyond = calibration.PRIOR_THRESHOLD + calibration.PRIOR_EXCESS * 21 * np.log(10)
-    assert rarity(tails, *beyond) == pytest.approx([2, 2, 2], rel=1e-5)
+    assert distance(tails, *beyond) == pytest.approx([2, 2, 2], rel=1e-5)
     spelled_out = Calibration.allocate(1)
     spelled_out.rows[0, Column.THRESHOLD : Column.EXCESS] = calibration.PRIOR_THRESHOLD
-    spelled_out.rows[0, Column.EXCESS :] = calibration.PRIOR_EXCESS
-    assert rarity(spelled_out, 3, 3, 3) == rarity(tails, 3, 3, 3)
+    spelled_out.rows[0, Column.EXCESS : Column.RECORD] = calibration.PRIOR_EXCESS
+    assert distance(spelled_out, 3, 3, 3) == distance(tails, 3, 3, 3)
 
 
 def test_a_look_teaches_nothing_and_a_reset_forgets() -> None:
-    """`rarity` leaves the rows alone; a reset slot answers as a new one, and its neighbours as before."""
+    """`distance` leaves the rows alone; a reset slot answers as a new one, and its neighbours as before."""
     tails = taught(1, 50, slots=3)
     before = tails.rows.copy()
-    tails.rarity(np.arange(3), np.full((3, len(VIEWS)), 2, np.float32))
+    views = np.full((3, len(VIEWS)), 2, np.float32)
+    tails.distance(np.arange(3), views)
+    tails.rarity(np.arange(3), tails.smooth(np.arange(3), views))
     np.testing.assert_array_equal(tails.rows, before)
     tails.reset(ONE)
-    assert rarity(tails, 2, 2, 2) == rarity(Calibration.allocate(1), 2, 2, 2)
+    assert distance(tails, 2, 2, 2) == distance(Calibration.allocate(1), 2, 2, 2)
     np.testing.assert_array_equal(tails.rows[1:], before[1:])
 
 
@@ -75,11 +83,12 @@ def test_slots_learn_side_by_side_as_alone() -> None:
     views = rng.exponential(size=(200, 5, len(VIEWS))).astype(np.float32)
     together, alone = Calibration.allocate(5), Calibration.allocate(5)
     for row in views:
-        together.learn(np.arange(5), row)
+        together.learn(np.arange(5), row, np.ones(5, np.bool_))
         for k in range(5):
-            alone.learn(np.array([k]), row[k : k + 1])
-        alone.learn(np.array([], np.intp), row[:0])  # nobody: nothing
+            alone.learn(np.array([k]), row[k : k + 1], NORMAL)
+        alone.learn(np.array([], np.intp), row[:0], NORMAL[:0])  # nobody: nothing
     np.testing.assert_allclose(together.rows, alone.rows, rtol=1e-6)
+    np.testing.assert_array_equal(together.histogram, alone.histogram)
 
 
 def test_learned_tail_probabilities_are_right() -> None:
@@ -91,7 +100,7 @@ def test_learned_tail_probabilities_are_right() -> None:
     tails = taught(2, 3000, slots=40)
     for chance, factor in ((1e-1, 1.5), (1e-2, 1.7), (1e-3, 2.1), (1e-4, 2.6), (1e-6, 3.6)):
         views = np.tile((-np.log(chance) * MEANS).astype(np.float32), (40, 1))
-        off = tails.rarity(np.arange(40), views) + np.log10(chance)  # in powers of ten
+        off = tails.distance(np.arange(40), views) + np.log10(chance)  # in powers of ten
         assert np.abs(np.median(off, axis=0)).max() < np.log10(1.4), chance
         assert np.quantile(np.abs(off), 0.9) < np.log10(factor), chance
 
@@ -102,7 +111,7 @@ def test_as_many_exceed_as_the_chance_says() -> None:
     rng = np.random.default_rng(30)
     slots = np.repeat(np.arange(40), 500)
     views = (rng.exponential(size=(len(slots), len(VIEWS))) * MEANS).astype(np.float32)
-    share = (tails.rarity(slots, views) > 2).mean(axis=0)
+    share = (tails.distance(slots, views) > 2).mean(axis=0)
     assert (np.abs(np.log10(share / 0.01)) < np.log10(1.5)).all()
 
 
@@ -110,57 +119,113 @@ def test_a_young_series_is_not_stricter_than_its_age_allows() -> None:
     """The same view, far out, is less rare for a series of thirty readings than for one of three thousand."""
     far = np.full((20, len(VIEWS)), 5, np.float32)
     young, old = taught(5, 30, slots=20), taught(5, 3000, slots=20)
-    assert (young.rarity(np.arange(20), far) < old.rarity(np.arange(20), far)).mean() > 0.9
+    assert (young.distance(np.arange(20), far) < old.distance(np.arange(20), far)).mean() > 0.8
 
 
 def test_one_wild_view_cannot_deafen_a_series() -> None:
     """A view of 1e9 counts as eight mean excesses when it is learned: the bar hardly moves."""
     tails = taught(6, 1000)
-    before = rarity(tails, 3, 3, 3)
-    tails.learn(ONE, np.full((1, len(VIEWS)), 1e9, np.float32))
-    after = rarity(tails, 3, 3, 3)
+    before = distance(tails, 3, 3, 3)
+    tails.learn(ONE, np.full((1, len(VIEWS)), 1e9, np.float32), NORMAL)
+    after = distance(tails, 3, 3, 3)
     assert all(0.9 * b < a <= b for a, b in zip(after, before, strict=True))
 
 
-def test_a_peak_raises_the_bar() -> None:
-    """After an incident that ended by itself its peak is less rare; after a dozen such, it is no alarm any more."""
-    tails = taught(7, 2000)
-    peak = np.array([4.0, 3.0, 3.0], np.float32)
-    rare = [rarity(tails, *peak)]
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1000), st.integers(0, 120), A_FEW, A_FEW)
+def test_rarity_grows_with_each_view(seed: int, readings: int, one: list[float], two: list[float]) -> None:
+    """An odder view is never less rare, and a view's rarity does not depend on the other views."""
+    tails = taught(seed, readings)
+    low, high = np.minimum(one, two), np.maximum(one, two)
+    rare_low, rare_high = rarity(tails, *low), rarity(tails, *high)
+    assert all(0 <= a <= b + 1e-5 for a, b in zip(rare_low, rare_high, strict=True))
+    for view in range(len(VIEWS)):
+        mixed = low.copy()
+        mixed[view] = high[view]
+        assert rarity(tails, *mixed)[view] == rare_high[view]
+
+
+def test_rarity_is_the_rank_among_the_past() -> None:
+    """Against counting: within half a bin; a new record is rarer than all, by how far it is beyond the old one."""
+    rng = np.random.default_rng(11)
+    past = (rng.exponential(size=(5000, len(VIEWS))) * MEANS).astype(np.float32)
+    tails = Calibration.allocate(1)
+    for row in past:
+        tails.learn(ONE, row[None], NORMAL)
+    youth = np.log10((calibration.REMEMBERED + calibration.YOUTH) / (5000 + calibration.YOUTH))
+    for size in (0.1, 0.5, 1.0, 1.7):
+        found = np.array(rarity(tails, size, size, size)) - youth
+        half = calibration.BIN_WIDTH / 2
+        most = -np.log10(((past > size + half).sum(axis=0) + 0.5) / 5001)
+        least = -np.log10(((past > size - half).sum(axis=0) + 0.5) / 5001)
+        assert (found <= most + 0.02).all()
+        assert (found >= least - 0.02).all()
+    record = past.max(axis=0)
+    at_record, beyond, far = (np.array(rarity(tails, *(record + more))) for more in (0.2, 1.0, 50.0))
+    assert (at_record > 3.7).all()
+    assert (at_record < beyond).all()
+    assert (beyond < far).all()
+    assert (far < 4 + calibration.MOST_BEYOND + 0.5).all()
+
+
+def test_a_series_that_never_moved_has_no_tail_to_go_on_with() -> None:
+    """The first toggle of a flag is as rare as its age says, not a wonder."""
+    tails = Calibration.allocate(1)
+    for _ in range(3000):
+        tails.learn(ONE, np.zeros((1, len(VIEWS)), np.float32), NORMAL)
+    assert max(rarity(tails, 10.0, 10.0, 10.0)) < 4.3
+
+
+def test_what_has_come_to_stay_is_rare_no_more_but_as_far_as_before() -> None:
+    """Rank follows every reading; the old normal none of those that are not normal."""
+    tails = taught(12, 2000)
+    level = np.array([[6.0, 6.0, 6.0]], np.float32)
+    rare, far = min(rarity(tails, *level[0])), distance(tails, *level[0])
+    for _ in range(300):
+        tails.learn(ONE, level, ~NORMAL)
+    assert rare > 4.5
+    assert max(rarity(tails, *level[0])) < 2
+    assert distance(tails, *level[0]) == far
+
+
+def test_an_incident_that_is_over_is_forgotten_but_for_its_peak() -> None:
+    """Afterwards a reading like it is nearly as rare as before; a dozen such, and it is one of the series' own."""
+    tails = taught(13, 2000)
+    before = tails.histogram.copy()
+    peak = np.array([[6.0, 6.0, 6.0]], np.float32)
+    rare = [np.array(rarity(tails, *peak[0]))]
     for _ in range(12):
-        tails.learn_peak(0, peak)
-        rare.append(rarity(tails, *peak))
+        kept = tails.keep(0)
+        for _ in range(100):
+            tails.learn(ONE, peak, ~NORMAL)
+        tails.put_back(0, kept, peak[0])
+        rare.append(np.array(rarity(tails, *peak[0])))
     assert (np.diff(rare, axis=0) < 0).all()
-    strict = float(calibration.strictness(1.0, np.array([60.0]))[0])
-    assert min(rare[0]) / strict > 0.6
-    assert max(rare[-1]) / strict < 0.5
+    strict = float(calibration.strictness(1.0, np.array([300.0]))[0])
+    assert rare[1].min() / strict > 0.9
+    assert rare[-1].max() / strict < 0.8
+    added = tails.histogram.astype(int) - before
+    assert added.sum() == 12 * len(VIEWS)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 1000), st.lists(A_FEW, min_size=1, max_size=30))
-def test_what_peaks_teach_is_bounded(seed: int, peaks: list[list[float]]) -> None:
-    """One peak raises the mean excess less than twofold, and no number of peaks beyond the highest of them."""
-    tails = taught(seed, 100)
-    first = tails.rows[0, Column.EXCESS :].copy()
-    threshold = tails.rows[0, Column.THRESHOLD : Column.EXCESS].copy()
-    for peak in peaks:
-        before = np.maximum(tails.rows[0, Column.EXCESS :], calibration.LEAST_EXCESS)
-        tails.learn_peak(0, np.array(peak, np.float32))
-        assert (tails.rows[0, Column.EXCESS :] <= 1.96 * before).all()
-    np.testing.assert_array_equal(tails.rows[0, Column.THRESHOLD : Column.EXCESS], threshold)
-    highest = np.max(np.array(peaks, np.float32), axis=0) - threshold
-    assert (tails.rows[0, Column.EXCESS :] <= np.maximum(highest, first) * 1.0001).all()
-    assert np.isfinite(tails.rows).all()
+def test_a_full_histogram_is_halved() -> None:
+    """Counts stay within their sixteen bits, and the past fades."""
+    tails = taught(14, calibration.REMEMBERED + 10)
+    assert tails.rows[0, Column.RANKED] < calibration.REMEMBERED / 2 + 11
+    assert (tails.histogram[0].sum(axis=1) >= tails.rows[0, Column.RANKED]).all()
 
 
-def test_a_peak_on_a_new_series_counts_from_the_prior() -> None:
-    """A slot that has learned nothing takes the prior first, and its peak as one exceedance of it."""
-    tails = Calibration.allocate(2)
-    tails.learn_peak(1, np.array([1.0 + 2.0, 0.0, 0.0], np.float32))
-    assert not tails.rows[0].any()
-    excess = tails.rows[1, Column.EXCESS :]
-    assert excess[SURPRISE] == pytest.approx(0.45 + (2.0 - 0.45) / 20)
-    assert excess[[ERROR, LEVEL]] == pytest.approx(calibration.PRIOR_EXCESS[[ERROR, LEVEL]])
+def test_views_are_moving_averages() -> None:
+    """By the recursion, spelled out; looking changes nothing."""
+    rng = np.random.default_rng(15)
+    tails, wanted = Calibration.allocate(1), np.zeros(len(VIEWS))
+    for _ in range(50):
+        raw: Float32 = rng.random((1, len(VIEWS))).astype(np.float32)
+        views = tails.smooth(ONE, raw)
+        wanted += calibration.SMOOTHING * (raw[0] - wanted)
+        np.testing.assert_allclose(views[0], wanted, rtol=1e-5)
+        np.testing.assert_array_equal(views, tails.smooth(ONE, raw))
+        tails.learn(ONE, views, NORMAL)
 
 
 @pytest.mark.parametrize(
