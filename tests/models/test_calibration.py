@@ -152,7 +152,8 @@ def test_rarity_is_the_rank_among_the_past() -> None:
     tails = Calibration.allocate(1)
     for row in past:
         tails.learn(ONE, row[None], NORMAL)
-    youth = calibration.YOUTH_SHARE * np.log10((calibration.REMEMBERED + calibration.YOUTH) / (5000 + calibration.YOUTH))
+    age = 5000 + calibration.YOUTH
+    youth = calibration.YOUTH_SHARE * np.log10((calibration.REMEMBERED + calibration.YOUTH) / age)
     for size in (0.1, 0.5, 1.0, 1.7):
         found = np.array(rarity(tails, size, size, size)) - youth
         half = calibration.BIN_WIDTH / 2
