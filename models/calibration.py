@@ -45,18 +45,21 @@ PRIOR_WEIGHT = 10.0  # the prior counts as so many exceedances
 SLOWEST_THRESHOLD_RATE = 0.02
 SLOWEST_EXCESS_RATE = 1 / 200
 MOST_EXCESSES = 8.0  # an exceedance counts at most so many mean excesses when it is learned
+LEAST_DECADES = 0.7  # between the threshold and the anchor, when the curve of the tail is taken from them
 YOUNG = 20.0  # readings: below about this age the tail of `distance` is widened
 
 BINS, BIN_WIDTH = 128, 0.1  # of the histogram: to 12.8, where a view is 180,000 scales
 REMEMBERED = 8000  # readings: a full histogram is halved, so that the last 4,000 to 8,000 count
+MOST_PLACE = 0.9  # in a bin: a view with an upper limit piles up at its end, and is among its like there
 RECORD_FADES = 1 / 32_000  # a reading
-TAIL_WIDTH = 2.0  # beyond the record the tail is taken so many times wider than the mean excess says
-MOST_BEYOND = 8.0  # decades that the tail may add to the rank
-NO_RECORD = 0.05  # a record below it is that of a series which has never moved: there is no tail to go on with
+TAIL_WIDTH = 2.0  # of the cautious tail
+MOST_BEYOND = 8.0  # decades that it may add to the rank
+UNMOVED = 0.05  # a record or anchor below it is that of a series which has not moved: there is no tail to go on with
 YOUTH = 100  # readings
-YOUTH_SHARE = (
-    0.5  # how much of its youth is forgiven to a record; of 0, 1/2 and 1 the one that keeps the budget at every age
-)
+YOUTH_SHARE = 0.5  # how much of its youth is forgiven to a rank; of 0, 1/2 and 1 the best within the budget
+MOST_FORGIVEN = 0.9  # the score up to which it is to one that is no record
+ANCHOR_RANK = 3  # where the plain tail begins: at the third largest
+SHOWN, UNSHOWN = 1.5, 2.5  # decades that the budget asks for beyond the ranks: up to here cautious, from here on plain
 PEAK_SHARE = 0.5  # of the way from the old record to the peak of an incident that is over
 DISTANT_SHARE = 0.8  # a reading that is only far from the old normal, but not rare, scores at most this
 
@@ -72,7 +75,8 @@ class Column(enum.IntEnum):
     THRESHOLD = 2
     EXCESS = THRESHOLD + len(VIEWS)
     RECORD = EXCESS + len(VIEWS)
-    SMOOTH = RECORD + len(VIEWS)
+    ANCHOR = RECORD + len(VIEWS)
+    SMOOTH = ANCHOR + len(VIEWS)
 
 
 WIDTH = Column.SMOOTH + len(VIEWS)
@@ -129,10 +133,16 @@ class Calibration:
         result: Float32 = np.where(views > threshold, beyond, at_threshold * views / threshold).astype(np.float32)
         return result
 
-    def rarity(self, slots: Slots, views: Float32) -> Float32:
+    def rarity(self, slots: Slots, views: Float32, strict: Float64) -> Float32:
         """-log10 of the tail probability of each view `(n, len(VIEWS))` among all that the series has shown.
 
-        A record among few readings counts as more than its rank, half-way to one among REMEMBERED.
+        `strict` `(n,)`: -log10 of the tail probability that is a score of 1. As far as the ranks of the past can show
+        such a rarity they decide, and only the cautious tail is laid on; the further it is beyond what they can show,
+        the more the plain tail is trusted, for else a young or fast series could have no alarm at all.
+
+        cautious: rank, its youth forgiven half-way; beyond the record a tail twice as wide as the exceedances are.
+        plain: beyond the third largest a tail as wide as the exceedances are, or as the way from the 90 % quantile to
+        there, if that is wider. No single wild reading can deafen it.
         """
         rows = self._gather(slots)
         ranked = rows[:, Column.RANKED, None]
@@ -142,12 +152,22 @@ class Calibration:
         here = histogram[at, view, bins].astype(np.float32)
         above = np.where(np.arange(BINS, dtype=np.int16) > bins[:, :, None], histogram, 0).sum(2, dtype=np.float32)
         rank = -np.log10((above + here * (1 - place) + 0.5) / (ranked + 1))
-        rank += YOUTH_SHARE * np.log10((REMEMBERED + YOUTH) / np.minimum(ranked + YOUTH, REMEMBERED + YOUTH))
+        youth = YOUTH_SHARE * np.log10((REMEMBERED + YOUTH) / np.minimum(ranked + YOUTH, REMEMBERED + YOUTH))
+        threshold, record = rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.RECORD : Column.ANCHOR]
+        anchor, excess = rows[:, Column.ANCHOR : Column.SMOOTH], rows[:, Column.EXCESS : Column.RECORD]
+        width = np.log(10.0) * np.maximum(excess, LEAST_EXCESS)  # of a decade
 
-        record = rows[:, Column.RECORD : Column.SMOOTH]
-        width = TAIL_WIDTH * np.log(10.0) * np.maximum(rows[:, Column.EXCESS : Column.RECORD], LEAST_EXCESS)
-        decades = np.where(record > NO_RECORD, np.maximum(views - record, 0) / width, 0)
-        result: Float32 = np.maximum(rank + MOST_BEYOND * -np.expm1(-decades / MOST_BEYOND), 0).astype(np.float32)
+        above_record = np.where(record > UNMOVED, np.maximum(views - record, 0) / (TAIL_WIDTH * width), 0)
+        most = np.where(above_record > 0, np.inf, np.maximum(rank, MOST_FORGIVEN * strict[:, None]))
+        cautious = np.minimum(rank + youth, most) + MOST_BEYOND * -np.expm1(-above_record / MOST_BEYOND)
+
+        at_anchor = np.log10(np.maximum(ranked / ANCHOR_RANK, 1))
+        observed = (anchor - threshold) / np.maximum(at_anchor + np.log10(TAIL_SHARE), LEAST_DECADES)
+        above_anchor = np.where(anchor > UNMOVED, np.maximum(views - anchor, 0) / np.maximum(width, observed), 0)
+        plain = np.where(above_anchor > 0, at_anchor + above_anchor, 0)
+
+        trust = np.clip((strict[:, None] - np.log10(ranked + 1) - SHOWN) / (UNSHOWN - SHOWN), 0, 1)
+        result: Float32 = (cautious + trust * np.maximum(plain - cautious, 0)).clip(0).astype(np.float32)
         return result
 
     def learn(self, slots: Slots, views: Float32, normal: NDArray[np.bool_]) -> None:
@@ -167,23 +187,39 @@ class Calibration:
         rows[:, Column.THRESHOLD : Column.EXCESS] = np.where(teaches, moved, threshold)
         rows[:, Column.COUNT] += normal
 
-        record = rows[:, Column.RECORD : Column.SMOOTH]
-        rows[:, Column.RECORD : Column.SMOOTH] = np.maximum(record * (1 - RECORD_FADES), views)
+        record = rows[:, Column.RECORD : Column.ANCHOR]
+        bounded = np.minimum(views, np.maximum(record, threshold) + MOST_EXCESSES * width)
+        rows[:, Column.RECORD : Column.ANCHOR] = np.maximum(record * (1 - RECORD_FADES), bounded)
         rows[:, Column.SMOOTH : WIDTH] = views
         rows[:, Column.RANKED] += 1
         bins, _ = _bins(views)
         self.histogram[slots[:, None], np.arange(len(VIEWS)), bins] += 1
-        full = np.flatnonzero(rows[:, Column.RANKED] >= REMEMBERED)
-        if len(full):
-            self.histogram[slots[full]] //= 2
-            rows[full, Column.RANKED] = self.histogram[slots[full]].sum(2).min(1)
         self.rows[slots] = rows
+        self._halve(slots[rows[:, Column.RANKED] >= REMEMBERED])
+        self._anchor(slots[(views >= rows[:, Column.ANCHOR : Column.SMOOTH]).any(axis=1)])
+
+    def _halve(self, slots: Slots) -> None:
+        """Every other reading is forgotten, counted from the largest of each view on."""
+        if not len(slots):
+            return
+        from_above = (self.histogram[slots, :, ::-1].cumsum(axis=2, dtype=np.int32) + 1) // 2
+        self.histogram[slots, :, ::-1] = np.diff(from_above, axis=2, prepend=0)
+        self.rows[slots, Column.RANKED] = from_above[:, 0, -1]
+
+    def _anchor(self, slots: Slots) -> None:
+        """Finds the ANCHOR_RANK-th largest of each view anew; 0 while there are fewer."""
+        if not len(slots):
+            return
+        from_above = self.histogram[slots, :, ::-1].cumsum(axis=2, dtype=np.int32)
+        bins = BINS - 1 - (from_above >= ANCHOR_RANK).argmax(axis=2)
+        enough = from_above[:, :, -1] >= ANCHOR_RANK
+        self.rows[slots, Column.ANCHOR : Column.SMOOTH] = np.where(enough, (bins + 0.5) * BIN_WIDTH, 0)
 
     def keep(self, slot: int) -> Kept:
         """What `put_back` needs, taken when an alarm opens."""
         row = self.rows[slot]
         packed = zlib.compress(self.histogram[slot].tobytes(), 1)
-        return Kept(row[Column.RECORD : Column.SMOOTH].tolist(), float(row[Column.RANKED]), packed)
+        return Kept(row[Column.RECORD : Column.ANCHOR].tolist(), float(row[Column.RANKED]), packed)
 
     def put_back(self, slot: int, kept: Kept, peak: Float32) -> None:
         """An incident has ended: its readings are forgotten, but for one, its `peak` `(len(VIEWS),)`.
@@ -191,22 +227,28 @@ class Calibration:
         So the same fault is told again the next time, while a burst that belongs to the series becomes one of its kind.
         Raises ValueError if `kept` is not what `keep` gave.
         """
-        unpack = zlib.decompressobj()
-        histogram = np.frombuffer(unpack.decompress(kept.histogram, self.histogram[slot].nbytes), np.uint16)
-        self.histogram[slot] = histogram.reshape(len(VIEWS), BINS)
+        unpack, shape = zlib.decompressobj(), self.histogram[slot].shape
+        try:
+            packed = unpack.decompress(kept.histogram, self.histogram[slot].nbytes)
+            histogram = np.frombuffer(packed, np.uint16).reshape(shape).copy()
+            record = np.array(kept.record, np.float32).reshape(len(VIEWS))
+        except (ValueError, zlib.error) as problem:
+            raise ValueError(f"what was kept of slot {slot} does not fit: {problem}") from None
         bins, _ = _bins(peak)
-        self.histogram[slot, np.arange(len(VIEWS)), bins] += 1
-        record = np.array(kept.record, np.float32)
+        histogram[np.arange(len(VIEWS)), bins] += 1
+        self.histogram[slot] = histogram
         row = self.rows[slot]
         row[Column.RANKED] = kept.ranked + 1
-        row[Column.RECORD : Column.SMOOTH] = record + PEAK_SHARE * np.maximum(peak - record, 0)
+        most = MOST_EXCESSES * np.maximum(row[Column.EXCESS : Column.RECORD], LEAST_EXCESS)
+        row[Column.RECORD : Column.ANCHOR] = record + np.clip(PEAK_SHARE * (peak - record), 0, most)
+        self._anchor(np.array([slot]))
 
 
 def _bins(views: Float32) -> tuple[NDArray[np.intp], Float32]:
-    """The bin of each view and how far in it the view lies, 0 to 1."""
+    """The bin of each view and how far in it the view lies, 0 to `MOST_PLACE`."""
     position = views / BIN_WIDTH
     bins = np.clip(position, 0, BINS - 1).astype(np.intp)
-    return bins, np.clip(position - bins, 0, 1).astype(np.float32)
+    return bins, np.clip(position - bins, 0, MOST_PLACE).astype(np.float32)
 
 
 def strictness(budget_per_month: float, interval_seconds: Float64) -> Float64:

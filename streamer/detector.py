@@ -92,7 +92,7 @@ class Detector:
         interval = np.exp(self.statistics.narrow[slots, Narrow.LOG_ELAPSED].astype(np.float64))
         strict = calibration.strictness(self.budget_per_series_month, interval)
 
-        rarity = self.calibration.rarity(slots, views) / strict[:, None]
+        rarity = self.calibration.rarity(slots, views, strict) / strict[:, None]
         distance = self.calibration.distance(slots, views) / strict[:, None]
         levels = np.maximum(rarity, np.minimum(distance, calibration.DISTANT_SHARE))
 

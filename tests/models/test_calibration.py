@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from models.calibration import VIEWS, Calibration, Column, Float32, Float64
 ONE = np.array([0])
 MEANS = np.array([0.5, 0.4, 0.3])  # of exponential views, each above the least excess
 NORMAL = np.ones(1, np.bool_)
+EDGES = np.arange(calibration.BINS) * calibration.BIN_WIDTH
 A_FEW = st.lists(st.floats(0, 300, width=32), min_size=3, max_size=3)
 
 
@@ -30,8 +33,10 @@ def distance(tails: Calibration, *views: float) -> list[float]:
     return [float(value) for value in tails.distance(ONE, np.array([views], np.float32))[0]]
 
 
-def rarity(tails: Calibration, *views: float) -> list[float]:
-    return [float(value) for value in tails.rarity(ONE, np.array([views], np.float32))[0]]
+def rarity(tails: Calibration, *views: float, strict: float = 3.0) -> list[float]:
+    """By default at a strictness that a thousand readings can show, so that the cautious tail counts."""
+    found = tails.rarity(ONE, np.array([views], np.float32), np.array([strict]))
+    return [float(value) for value in found[0]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,8 +75,10 @@ def test_a_look_teaches_nothing_and_a_reset_forgets() -> None:
     before = tails.rows.copy()
     views = np.full((3, len(VIEWS)), 2, np.float32)
     tails.distance(np.arange(3), views)
-    tails.rarity(np.arange(3), tails.smooth(np.arange(3), views))
+    histogram = tails.histogram.copy()
+    tails.rarity(np.arange(3), tails.smooth(np.arange(3), views), np.full(3, 5.0))
     np.testing.assert_array_equal(tails.rows, before)
+    np.testing.assert_array_equal(tails.histogram, histogram)
     tails.reset(ONE)
     assert distance(tails, 2, 2, 2) == distance(Calibration.allocate(1), 2, 2, 2)
     np.testing.assert_array_equal(tails.rows[1:], before[1:])
@@ -132,17 +139,19 @@ def test_one_wild_view_cannot_deafen_a_series() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 1000), st.integers(0, 120), A_FEW, A_FEW)
-def test_rarity_grows_with_each_view(seed: int, readings: int, one: list[float], two: list[float]) -> None:
+@given(st.integers(0, 1000), st.integers(0, 120), A_FEW, A_FEW, st.floats(1.5, 9))
+def test_rarity_grows_with_each_view(
+    seed: int, readings: int, one: list[float], two: list[float], strict: float
+) -> None:
     """An odder view is never less rare, and a view's rarity does not depend on the other views."""
     tails = taught(seed, readings)
     low, high = np.minimum(one, two), np.maximum(one, two)
-    rare_low, rare_high = rarity(tails, *low), rarity(tails, *high)
+    rare_low, rare_high = rarity(tails, *low, strict=strict), rarity(tails, *high, strict=strict)
     assert all(0 <= a <= b + 1e-5 for a, b in zip(rare_low, rare_high, strict=True))
     for view in range(len(VIEWS)):
         mixed = low.copy()
         mixed[view] = high[view]
-        assert rarity(tails, *mixed)[view] == rare_high[view]
+        assert rarity(tails, *mixed, strict=strict)[view] == rare_high[view]
 
 
 def test_rarity_is_the_rank_among_the_past() -> None:
@@ -155,14 +164,14 @@ def test_rarity_is_the_rank_among_the_past() -> None:
     age = 5000 + calibration.YOUTH
     youth = calibration.YOUTH_SHARE * np.log10((calibration.REMEMBERED + calibration.YOUTH) / age)
     for size in (0.1, 0.5, 1.0, 1.7):
-        found = np.array(rarity(tails, size, size, size)) - youth
+        found = np.array(rarity(tails, size, size, size, strict=4.5)) - youth
         half = calibration.BIN_WIDTH / 2
         most = -np.log10(((past > size + half).sum(axis=0) + 0.5) / 5001)
         least = -np.log10(((past > size - half).sum(axis=0) + 0.5) / 5001)
         assert (found <= most + 0.02).all()
         assert (found >= least - 0.02).all()
     record = past.max(axis=0)
-    at_record, beyond, far = (np.array(rarity(tails, *(record + more))) for more in (0.2, 1.0, 50.0))
+    at_record, beyond, far = (np.array(rarity(tails, *(record + more), strict=4.5)) for more in (0.2, 1.0, 50.0))
     assert (at_record > 3.7).all()
     assert (at_record < beyond).all()
     assert (beyond < far).all()
@@ -175,6 +184,48 @@ def test_a_series_that_never_moved_has_no_tail_to_go_on_with() -> None:
     for _ in range(3000):
         tails.learn(ONE, np.zeros((1, len(VIEWS)), np.float32), NORMAL)
     assert max(rarity(tails, 10.0, 10.0, 10.0)) < 4.3
+    assert max(rarity(tails, 10.0, 10.0, 10.0, strict=6.0)) < 4.3
+
+
+@pytest.mark.parametrize(("readings", "strict"), [(50, 2.0), (100, 3.3), (300, 3.3), (300, 4.4)])
+def test_youth_alone_makes_no_alarm(readings: int, strict: float) -> None:
+    """What lies within the record has a score below 1, unless its rank alone is as rare as that."""
+    tails = taught(16, readings)
+    record = tails.rows[0, Column.RECORD : Column.ANCHOR]
+    for share in (0.5, 0.8, 0.95):
+        size = share * record
+        counted = np.log10((readings + 1) / (tails.histogram[0] * (size[:, None] < EDGES)).sum(axis=1).clip(0.5))
+        found = np.array(rarity(tails, *size, strict=strict))
+        assert (found <= np.maximum(0.9 * strict, counted) + 1e-4).all()
+
+
+@pytest.mark.parametrize("strict", [5.1, 6.2, 6.9])
+def test_one_wild_reading_does_not_deafen_a_fast_series(strict: float) -> None:
+    """A gross reading is an alarm after a grosser one too, at a minute, ten seconds and a second."""
+    tails = taught(17, 1000)
+    gross = tails.rows[0, Column.ANCHOR : Column.SMOOTH] + 6
+    before = np.array(rarity(tails, *gross, strict=strict))
+    tails.learn(ONE, np.full((1, len(VIEWS)), 15, np.float32), NORMAL)
+    after = np.array(rarity(tails, *gross, strict=strict))
+    assert (before > strict).all()
+    assert (after > strict).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(0, 400))
+def test_the_anchor_is_the_third_largest(seed: int, readings: int) -> None:
+    """Against sorting, within half a bin."""
+    rng = np.random.default_rng(seed)
+    past = (rng.exponential(size=(readings, len(VIEWS))) * MEANS).astype(np.float32)
+    tails = Calibration.allocate(1)
+    for row in past:
+        tails.learn(ONE, row[None], NORMAL)
+    anchor = tails.rows[0, Column.ANCHOR : Column.SMOOTH]
+    if readings < calibration.ANCHOR_RANK:
+        assert (anchor == 0).all()
+    else:
+        third = np.sort(past, axis=0)[-calibration.ANCHOR_RANK]
+        assert np.abs(anchor - third).max() <= calibration.BIN_WIDTH / 2 + 1e-5
 
 
 def test_what_has_come_to_stay_is_rare_no_more_but_as_far_as_before() -> None:
@@ -210,10 +261,27 @@ def test_an_incident_that_is_over_is_forgotten_but_for_its_peak() -> None:
 
 
 def test_a_full_histogram_is_halved() -> None:
-    """Counts stay within their sixteen bits, and the past fades."""
-    tails = taught(14, calibration.REMEMBERED + 10)
-    assert tails.rows[0, Column.RANKED] < calibration.REMEMBERED / 2 + 11
-    assert (tails.histogram[0].sum(axis=1) >= tails.rows[0, Column.RANKED]).all()
+    """Counts stay within their sixteen bits; of each view, as many lie above any size as half of those before."""
+    tails = taught(14, calibration.REMEMBERED - 1)
+    before = tails.histogram[0, :, ::-1].cumsum(axis=1, dtype=int)
+    tails.learn(ONE, np.zeros((1, len(VIEWS)), np.float32), NORMAL)
+    after = tails.histogram[0, :, ::-1].cumsum(axis=1, dtype=int)
+    assert tails.rows[0, Column.RANKED] == calibration.REMEMBERED / 2
+    np.testing.assert_array_equal(after[:, :-1], (before[:, :-1] + 1) // 2)
+
+
+@pytest.mark.parametrize("spoiled", [b"", b"garbage", bytes(1000)])
+def test_what_does_not_fit_is_not_put_back(spoiled: bytes) -> None:
+    """A kept part that is damaged is refused whole."""
+    tails = taught(18, 100)
+    kept = tails.keep(0)
+    before = tails.rows.copy(), tails.histogram.copy()
+    peak = np.ones(len(VIEWS), np.float32)
+    for each in (replace(kept, histogram=spoiled), replace(kept, record=[1.0])):
+        with pytest.raises(ValueError, match="does not fit"):
+            tails.put_back(0, each, peak)
+    np.testing.assert_array_equal(tails.rows, before[0])
+    np.testing.assert_array_equal(tails.histogram, before[1])
 
 
 def test_views_are_moving_averages() -> None:
