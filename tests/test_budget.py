@@ -1,0 +1,34 @@
+"""The alarm budget is kept on clean series: the short form of `python -m tests.budget`, see docs/quality.md."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.budget import Cadence, Plain, Tally, measure, synthetic
+from tests.streams import START
+
+LEAST, MOST = 0.3, 2.0  # a factor of two is promised; below it a hundred series have their luck
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("cadence", [Cadence(600.0, 10.0, 60, 1500), Cadence(3600.0, 1.0, 60, 1500)])
+def test_the_budget_is_kept_from_day_two_on(cadence: Cadence) -> None:
+    """Between a third and twice as many alarms as are due, with more than a hundred due."""
+    tally = synthetic(cadence)
+    assert tally.due["from day 2"] > 100
+    assert LEAST < tally.ratio("from day 2") < MOST
+
+
+def test_only_what_is_far_from_labels_counts() -> None:
+    """A spike of a thousand scales in a labelled stretch is an alarm, but no false one, and nothing is due there."""
+    time = START + 60.0 * np.arange(400, dtype=np.float64)
+    value = np.random.default_rng(0).normal(size=400)
+    value[300] = 1e3
+    counts = np.ones(400, np.bool_)
+    tallies: list[Tally] = []
+    for is_labelled in (False, True):
+        counts[250:350] = not is_labelled
+        tallies.append(measure([Plain(time, value, counts)], 1.0))
+    assert [tally.alarms["all"] for tally in tallies] == [1, 0]
+    assert tallies[1].due["all"] == pytest.approx(0.75 * tallies[0].due["all"])
