@@ -43,7 +43,7 @@ class Cadence(NamedTuple):
 
 
 CADENCES = (
-    Cadence(1.0, 1000.0, 20, 100_000),
+    Cadence(1.0, 1000.0, 40, 100_000),
     Cadence(10.0, 100.0, 100, 20_000),
     Cadence(60.0, 10.0, 100, 4000),
     Cadence(600.0, 1.0, 100, 3000),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models.calibration import VIEWS, Calibration
 from tests.budget import Cadence, Plain, Tally, measure, synthetic
 from tests.streams import START
 
@@ -32,3 +33,14 @@ def test_only_what_is_far_from_labels_counts() -> None:
         tallies.append(measure([Plain(time, value, counts)], 1.0))
     assert [tally.alarms["all"] for tally in tallies] == [1, 0]
     assert tallies[1].due["all"] == pytest.approx(0.75 * tallies[0].due["all"])
+
+
+@pytest.mark.parametrize("limit", [3.0, 15.0])
+def test_a_view_at_its_limit_is_not_rare_for_ever(limit: float) -> None:
+    """A hair below the end of a bin, or beyond the last one, as often before: no more than one in a few hundred."""
+    rows = Calibration.allocate(1)
+    slots, normal = np.zeros(1, np.intp), np.ones(1, np.bool_)
+    for k in range(4000):
+        view = limit if k >= 3900 else 0.5
+        rows.learn(slots, np.full((1, len(VIEWS)), view * (1 - 1e-6), np.float32), normal)
+    assert rows.rarity(slots, np.full((1, len(VIEWS)), limit * (1 - 5e-7), np.float32)).max() < 3.0
