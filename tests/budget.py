@@ -156,7 +156,9 @@ def line(name: str, series: int, budget: float, tally: Tally) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table, a line when it is known."""
     parser = argparse.ArgumentParser(prog="python -m tests.budget", description=__doc__.splitlines()[0])
-    parser.add_argument("--series", type=int, help="series of each cadence; by default as many as give 20 due alarms")
+    parser.add_argument(
+        "--series", type=int, help="series of each cadence; by default as many as the table of docs/quality.md has"
+    )
     parser.add_argument("--readings", type=int, help="readings of each series, the same")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--interval", type=float, action="append", help="only this cadence, seconds; several times")
