@@ -49,7 +49,6 @@ LEAST_DECADES = 0.7  # between the threshold and the anchor, when the curve of t
 YOUNG = 20.0  # readings: below about this age the tail of `distance` is widened
 
 BINS, BIN_WIDTH = 128, 0.1  # of the histogram: to 12.8, where a view is 180,000 scales
-MOST_PLACE = 0.9  # in its bin: a view that is at its limit, or repeats, is not above all of its like by a hair for ever
 REMEMBERED = 8000  # readings: a full histogram is halved, so that the last 4,000 to 8,000 count
 MOST_PLACE = 0.9  # in a bin: a view with an upper limit piles up at its end, and is among its like there
 RECORD_FADES = 1 / 32_000  # a reading
