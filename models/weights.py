@@ -162,8 +162,9 @@ def check_streams(config: ForecasterConfig) -> None:
     """Raises WeightsError for a forecaster that cannot score a reading when it comes."""
     if config.bidirectional:
         raise WeightsError(
-            "bidirectional weights cannot stream: they judge a reading by the readings after it, which have not come "
-            "yet; use them to label history, and weights that were trained without --bidirectional to stream"
+            "found bidirectional weights, which cannot stream: they judge a reading by the readings after it, which "
+            "have not come yet; use them to label history (streamer replay --offline-label), and to stream weights "
+            "that were trained without --bidirectional"
         )
 
 

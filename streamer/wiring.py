@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models import features
 from models import weights as weights_files
-from models.step import cuda_is_available
+from models.step import cuda_is_available, state_size
 from streamer.errors import ModelError
 from streamer.payloads import Decoder, Rule
 from streamer.registry import Registry
@@ -43,6 +43,10 @@ def load_weights(settings: Settings) -> weights_files.Weights:
             f"{path}: found weights for {weights.config.input_size} inputs; this version has {features.INPUT_SIZE}: "
             "use weights that this version has trained"
         )
+    try:
+        weights_files.check_streams(weights.config)
+    except weights_files.WeightsError as error:
+        raise ModelError(f"{path}: {error}") from error
     return weights
 
 
@@ -57,11 +61,19 @@ def device_from(settings: Settings) -> str:
 
 
 def shard_from(settings: Settings, weights: weights_files.Weights, registry: Registry) -> Shard:
-    """A shard without a past."""
-    return Shard(
-        registry,
-        weights,
-        settings.limits.max_series,
-        budget_per_series_month=settings.alarms.budget_per_series_month,
-        device=device_from(settings),
-    )
+    """A shard without a past. Raises ModelError."""
+    most = settings.limits.max_series
+    try:
+        return Shard(
+            registry,
+            weights,
+            most,
+            budget_per_series_month=settings.alarms.budget_per_series_month,
+            device=device_from(settings),
+        )
+    except MemoryError as error:
+        raise ModelError(
+            f"found no memory for {most} series, each with a hidden state of {4 * state_size(weights.config)} bytes "
+            "under these weights; expected a smaller limits.max_series, or weights with fewer units, layers or less "
+            "attention"
+        ) from error

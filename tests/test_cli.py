@@ -248,6 +248,24 @@ def test_check_loads_certificates(
     assert str(certificates.client_cert) in err
 
 
+# --- Weights that cannot serve ---
+
+
+@pytest.mark.parametrize("command", [["run"], ["check"], ["replay", "readings.csv"]], ids=lambda argv: str(argv[0]))
+def test_weights_that_look_ahead_are_refused_at_the_start(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
+) -> None:
+    """By whatever would stream with them, with exit status 2: before a file is read or a broker is asked."""
+    config = ForecasterConfig(input_size=INPUT_SIZE, hidden_size=3, bidirectional=True)
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(config).items()}
+    save(Weights(config, tensors, {}), tmp_path / "both.safetensors")
+    argv = [*command, "--set", f"model.weights={tmp_path}/both.safetensors", "--set", f"state.directory={tmp_path}/s"]
+    status, out, err = run(capsys, *argv)
+    assert (status, out) == (2, "")
+    assert "both.safetensors: found bidirectional weights, which cannot stream" in err
+    assert not (tmp_path / "s").exists()
+
+
 # --- health ---
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.step import state_size
 from models.weights import ForecasterConfig
 from streamer.readings import Unscored
 from streamer.shard import Shard, State
@@ -133,6 +134,41 @@ def test_state_of_other_weights_keeps_statistics_and_leaves_the_hidden_state_beh
         np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
     assert second.open_alarms() == first.open_alarms()
     assert len(second.registry) == len(KEYS)
+
+
+LAYOUTS = {
+    **{cell: ForecasterConfig(18, 6, cell=cell) for cell in ("lstm", "peephole", "coupled", "gru", "fgr")},
+    "attention": ForecasterConfig(18, 6, attention=3),
+    "two layers": ForecasterConfig(18, 6, 2, residual=True),
+}
+
+
+@pytest.mark.parametrize("before", LAYOUTS)
+@pytest.mark.parametrize("after", LAYOUTS)
+def test_restarted_with_other_weights_the_hidden_state_begins_anew(before: str, after: str) -> None:
+    """Whatever the cells: of equal width or not, no hidden state is read as another network's."""
+    old, new = (random_weights(LAYOUTS[name], seed) for seed, name in enumerate((before, after)))
+    first = new_shard(KEYS, weights=old)
+    feed(first, READINGS[:100], at_once=50)
+    state = through_json(first.export())
+    assert state.arrays["recurrent"].any()
+    second = new_shard([], weights=new, max_series=5)
+    assert "other weights" in str(second.restore(state))
+    assert second.export().arrays["recurrent"].shape == (len(KEYS), state_size(new.config))
+    assert not second.export().arrays["recurrent"].any()
+    same_again = new_shard([], weights=old, max_series=5)
+    assert same_again.restore(state) is None
+    np.testing.assert_array_equal(same_again.export().arrays["recurrent"], state.arrays["recurrent"])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_hidden_state_of_another_width_is_refused(name: str) -> None:
+    """Under the same checksum too: what carries a width of its own is never put where it does not fit."""
+    weights = random_weights(LAYOUTS[name])
+    state = new_shard(KEYS, weights=weights).export()
+    wider = np.zeros((len(KEYS), state_size(weights.config) + 6), np.float32)
+    with pytest.raises(ValueError, match="array recurrent does not fit"):
+        new_shard([], weights=weights, max_series=5).restore(State({**state.arrays, "recurrent": wider}, state.rest))
 
 
 def test_a_state_that_does_not_fit_is_refused_whole() -> None:

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models.features import INPUT_SIZE
-from models.weights import ForecasterConfig, Weights, expected_shapes, save
+from models.weights import MOST_ATTENTION, ForecasterConfig, Weights, expected_shapes, save
 from streamer.errors import ModelError
+from streamer.registry import Registry
 from streamer.settings import Settings, load
-from streamer.wiring import load_weights
+from streamer.wiring import load_weights, shard_from
 
 
-def settings(path: Path) -> Settings:
-    return load(None, [f"model.weights={path}"], {"HOME": "/"})
+def settings(path: Path, *more: str) -> Settings:
+    return load(None, [f"model.weights={path}", *more], {"HOME": "/"})
+
+
+def saved(path: Path, config: ForecasterConfig) -> Path:
+    """Weights of a forecaster that has learned nothing."""
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(config).items()}
+    save(Weights(config, tensors, {}), path)
+    return path
 
 
 @pytest.mark.parametrize("input_size", [INPUT_SIZE - 1, INPUT_SIZE])
 def test_weights_for_other_inputs_are_refused(tmp_path: Path, input_size: int) -> None:
     """Sound weights of another version are named with what they want and what there is."""
     config = ForecasterConfig(input_size, 8)
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(config).items()}
-    path = tmp_path / "other.safetensors"
-    save(Weights(config, tensors, {}), path)
+    path = saved(tmp_path / "other.safetensors", config)
     if input_size == INPUT_SIZE:
         assert load_weights(settings(path)).config == config
         return
     with pytest.raises(ModelError, match=rf"other\.safetensors: found weights for {input_size} inputs"):
         load_weights(settings(path))
+
+
+def test_weights_that_look_ahead_are_refused(tmp_path: Path) -> None:
+    """At the start, with the file, the reason and what to do; not when the first reading comes."""
+    path = saved(tmp_path / "both.safetensors", ForecasterConfig(INPUT_SIZE, 8, bidirectional=True))
+    with pytest.raises(ModelError, match=r"both\.safetensors: found bidirectional.*cannot stream.*--offline-label"):
+        load_weights(settings(path))
+
+
+def test_a_state_for_which_there_is_no_memory_is_refused(tmp_path: Path) -> None:
+    """Attention over thousands of hidden states, for millions of series: said with the sizes, no traceback."""
+    config = ForecasterConfig(INPUT_SIZE, 1024, attention=MOST_ATTENTION)
+    # 168 TB: more than a process can address, however much the kernel promises
+    given = settings(saved(tmp_path / "wide.safetensors", config), "limits.max_series=10000000")
+    with pytest.raises(ModelError, match=r"no memory for 10000000 series.*16781312 bytes.*limits\.max_series"):
+        shard_from(given, load_weights(given), Registry(10, math.inf, math.inf))
