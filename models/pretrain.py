@@ -1,8 +1,9 @@
-"""Makes the base weights from synthetic series only: `python -m models.pretrain OUT.safetensors`.
+"""Makes the base weights from synthetic series only: `streamer train --pretrain OUT.safetensors`.
 
 Each round makes fresh series, runs them through `features` as the daemon would, and trains over them by truncated BPTT
 with carried state. Seeded: round r draws from the r-th child of the seed, so a run that is taken up again from its
-checkpoint goes on as if it had not stopped. Same seed, same machine, same threads: same weights.
+checkpoint goes on as if it had not stopped. Same seed, same machine, same threads: same weights; on CUDA to rounding.
+Series and their inputs are made on the CPU, by the code that serves; the network is trained where `device` says.
 
 A finished run's checkpoint gives its weights again: the same command trains no more, it measures and writes.
 """
@@ -15,60 +16,21 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models import cells, features, mixture, synthetic, tbptt, weights
+from models import features, mixture, synthetic, tbptt, weights
+from models import recipe as recipes
 from models.forecaster import Forecaster
+from models.recipe import FIRST_SCORED, Recipe
 
-FIRST_SCORED = 8  # readings before the loss counts
-CHOICES = {"cell": cells.CELLS}
 Report = Callable[[dict[str, float]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All that decides the weights."""
-
-    seed: int = 1
-    rounds: int = 260
-    series: int = 512
-    steps: int = 4096
-    chunk: int = 128
-    hidden_size: int = 64
-    num_layers: int = 1
-    dropout: float = 0.0
-    learning_rate: float = 3e-3
-    final_learning_rate: float = 5e-5
-    warm_up_updates: int = 200
-    weight_decay: float = 1e-4
-    average: float = 0.998
-    threads: int = 1
-    cell: str = "lstm"
-    residual: bool = False
-    attention: int = 0
-    bidirectional: bool = False
-    head_rate: float = 1.0
-    """the learning rate of read-out and head, as a multiple of that of the recurrent layers"""
-
-    def config(self) -> weights.ForecasterConfig:
-        """The forecaster that is trained."""
-        return weights.ForecasterConfig(
-            features.INPUT_SIZE,
-            self.hidden_size,
-            self.num_layers,
-            self.dropout,
-            self.cell,
-            self.residual,
-            self.attention,
-            self.bidirectional,
-        )
 
 
 def sequences(rng: np.random.Generator, count: int, steps: int, *, bidirectional: bool = False) -> tbptt.Sequences:
@@ -118,11 +80,12 @@ def learning_rate(recipe: Recipe, update: int, updates: int) -> float:
 class Pretraining:
     """One run: the model, its optimizer, the running average of its weights, and how far it has come."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, device: str = "cpu") -> None:
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(recipe.threads)
         self.recipe = recipe
-        self.model = Forecaster(recipe.config())
+        self.device = device
+        self.model = Forecaster(recipe.config()).to(device)
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         groups = tbptt.parameter_groups(self.model, recipe.head_rate)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -142,7 +105,7 @@ class Pretraining:
             # Dropout draws from torch's own generator: a round that is taken up again must draw the same.
             torch.manual_seed(int(np.random.SeedSequence([self.recipe.seed, self.round]).generate_state(1)[0]))
             recipe = self.recipe
-            batch = sequences(rng, recipe.series, recipe.steps, bidirectional=recipe.bidirectional)
+            batch = sequences(rng, recipe.series, recipe.steps, bidirectional=recipe.bidirectional).to(self.device)
             self._set_rate()
             loss = tbptt.train_pass(
                 self.model, batch, length=self.recipe.chunk, optimizer=self.optimizer, after_update=self._updated
@@ -170,7 +133,7 @@ class Pretraining:
     def result(self, figures: dict[str, object]) -> weights.Weights:
         """The averaged weights with their recipe."""
         recipe: dict[str, object] = {**asdict(self.recipe), "updates": self.update, "losses": self.losses, **figures}
-        tensors = {name: value.numpy().copy() for name, value in self.average.items()}
+        tensors = {name: value.cpu().numpy().copy() for name, value in self.average.items()}
         return weights.Weights(self.model.config, tensors, recipe)
 
     def save_checkpoint(self, path: Path) -> None:
@@ -187,21 +150,26 @@ class Pretraining:
         temporary.replace(path)
 
     @classmethod
-    def resume(cls, path: Path) -> Pretraining:
+    def resume(cls, path: Path, device: str = "cpu") -> Pretraining:
         """Takes a run up again where its checkpoint left it, also one that was made before some switch was there.
 
-        Raises WeightsError for a recipe with a switch that is not known here.
+        Raises WeightsError for a file that is no checkpoint, or whose recipe has a switch that is not known here.
         """
-        with safe_open(path, "pt") as file:
-            progress = json.loads(file.metadata()["progress"])
+        try:
+            with safe_open(path, "pt") as file:
+                progress = json.loads(file.metadata()["progress"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise weights.WeightsError(
+                f"{path}: found no checkpoint of a pre-training ({error}); expected one, or a name that is free"
+            ) from error
         unknown = sorted(progress["recipe"].keys() - {field.name for field in fields(Recipe)})
         if unknown:
             raise weights.WeightsError(f"{path}: is of another version, whose recipe has {', '.join(unknown)}")
         tensors = load_file(path)
-        run = cls(Recipe(**progress["recipe"]))
+        run = cls(Recipe(**progress["recipe"]), device)
         run.round, run.update, run.losses = progress["round"], progress["update"], progress["losses"]
         run.model.load_state_dict(_under("model.", tensors))
-        run.average = _under("average.", tensors)
+        run.average = {name: value.to(device) for name, value in _under("average.", tensors).items()}
         state = run.optimizer.state_dict()
         moments = _under("adam.", tensors)
         indices = {int(name.partition(".")[0]) for name in moments}
@@ -218,62 +186,84 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def evaluate(model: Forecaster, batch: tbptt.Sequences) -> dict[str, float]:
     """Held-out figures: log-loss a reading, the untrained head's, mean absolute error in y, the last value's."""
     loss, _ = tbptt.masked_loss(model, batch, None)
-    untrained, _ = tbptt.masked_loss(Forecaster(model.config), batch, None)
+    untrained, _ = tbptt.masked_loss(Forecaster(model.config).to(batch.y.device), batch, None)
     head, _ = model(batch.inputs)
     flat = batch.mask
-    forecast = mixture.unpack(head[flat].numpy(), batch.previous[flat].numpy(), batch.step[flat].numpy())
-    median = mixture.quantiles(forecast)[:, 1]
-    y = batch.y[flat].numpy()
+    head, previous, step, y = (part[flat].cpu().numpy() for part in (head, batch.previous, batch.step, batch.y))
+    median = mixture.quantiles(mixture.unpack(head, previous, step))[:, 1]
     return {
         "log_loss": float(loss),
         "log_loss_untrained": float(untrained),
         "mean_absolute_error": float(np.abs(y - median).mean()),
-        "mean_absolute_error_last_value": float(np.abs(y - batch.previous[flat].numpy()).mean()),
+        "mean_absolute_error_last_value": float(np.abs(y - previous).mean()),
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line: a recipe's switches, progress to stderr, the held-out figures to stdout."""
-    parser = argparse.ArgumentParser(prog="python -m models.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="the weights to write; a .json manifest goes beside them")
-    parser.add_argument("--checkpoint", type=Path, help="written after each round; taken up again if it exists")
-    default = Recipe()
-    for field in fields(Recipe):
-        name, value = f"--{field.name.replace('_', '-')}", getattr(default, field.name)
-        if isinstance(value, bool):
-            parser.add_argument(name, action="store_true")
-        else:
-            parser.add_argument(name, type=type(value), default=value, choices=CHOICES.get(field.name))
-    options = vars(parser.parse_args(arguments))
-    out, checkpoint = options.pop("out"), options.pop("checkpoint")
-    recipe = Recipe(**options)
-    try:
-        weights.manifest_path(out)
-        wanted = weights.fault(recipe.config())
-        if wanted:
-            parser.error(f"found {recipe}; expected {wanted}")
-        resumes = checkpoint is not None and checkpoint.exists()
-        run = Pretraining.resume(checkpoint) if resumes else Pretraining(recipe)
-    except weights.WeightsError as error:
-        parser.error(str(error))
+def device_from(wanted: str) -> str:
+    """cpu or cuda, for auto what there is. Raises WeightsError."""
+    has_cuda = wanted != "cpu" and torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise weights.WeightsError("--device: found no CUDA device that torch can use; expected one, or cpu, or auto")
+    return "cuda" if has_cuda else "cpu"
+
+
+def pretrain(
+    recipe: Recipe, out: Path, say: Callable[[str], None], *, checkpoint: Path | None = None, device: str = "auto"
+) -> dict[str, object]:
+    """Trains, or goes on from the checkpoint, measures and writes; gives the figures. `say` hears of each round.
+
+    The checkpoint is written after each round, so that a run that ends early loses one round at most. One that is not
+    named lies beside the weights, and goes when they are written. Raises WeightsError for what a person can mend.
+    """
+    kept = checkpoint or recipes.checkpoint_beside(out)
+    recipes.check(recipe, out, kept)
+    where = device_from(device)
+    run = Pretraining.resume(kept, where) if kept.exists() else Pretraining(recipe, where)
     if run.recipe != recipe:
-        parser.error(f"{checkpoint} is of another recipe, {run.recipe}: name that one, or another checkpoint")
+        raise weights.WeightsError(
+            f"{kept}: is of another recipe, {run.recipe}: name that one, or another checkpoint with --checkpoint"
+        )
+    if run.round:
+        say(f"goes on from {kept}, after round {run.round}, on {where}")
 
     def report(figures: dict[str, float]) -> None:
         left = (run.recipe.rounds - run.round) * figures["seconds"]
-        sys.stderr.write(
+        say(
             f"round {run.round}/{run.recipe.rounds} loss {figures['loss']:.4f} {figures['series_steps'] / 1e6:.0f} M "
-            f"series-steps, {figures['seconds']:.1f} s, about {left / 60:.0f} min left\n"
+            f"series-steps, {figures['seconds']:.1f} s on {where}, about {left / 60:.0f} min left"
         )
 
-    run.run(report, checkpoint)
+    run.run(report, kept)
     run.model.load_state_dict(run.average)
     run.model.eval()
-    held_out = np.random.default_rng([recipe.seed, 2**31])
-    figures = evaluate(run.model, sequences(held_out, 256, recipe.steps, bidirectional=recipe.bidirectional))
-    weights.save(run.result({"held_out": figures}), out)
+    held_out = sequences(
+        np.random.default_rng([recipe.seed, 2**31]), 256, recipe.steps, bidirectional=recipe.bidirectional
+    )
+    figures = evaluate(run.model, held_out.to(where))
+    made = weights.save(run.result({"held_out": figures}), out)
+    if checkpoint is None:
+        kept.unlink()
+    return {"weights": str(out), "sha256": made.sha256, "device": where, "updates": run.update, **figures}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The same from a module's command line, figures as JSON; `streamer train --pretrain` is for people."""
+    parser = argparse.ArgumentParser(prog="python -m models.pretrain", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="the weights to write; a .json manifest goes beside them")
+    recipes.add_arguments(parser)
+    given = parser.parse_args(arguments)
+    try:
+        figures = pretrain(
+            recipes.from_arguments(given), given.out, _to_stderr, checkpoint=given.checkpoint, device=given.device
+        )
+    except weights.WeightsError as error:
+        parser.error(str(error))
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     return 0
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ class Sequences(NamedTuple):
     def chunk(self, start: int, stop: int) -> Sequences:
         return Sequences(*(part[:, start:stop] for part in self))
 
+    def to(self, device: str) -> Sequences:
+        return Sequences(*(part.to(device) for part in self))
+
 
 def chunks(sequences: Sequences, length: int) -> Iterator[Sequences]:
     """Consecutive pieces of at most `length` steps."""

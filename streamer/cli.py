@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models import recipe
 from streamer import DISTRIBUTION, version
-from streamer.errors import InputError, SettingsError, StateError, StreamerError
+from streamer.errors import InputError, ModelError, SettingsError, StateError, StreamerError
 
 if TYPE_CHECKING:
     from streamer.settings import Settings
@@ -100,6 +101,14 @@ def parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--device-score", action="store_true", help="add a row `*` with the joint score of the device")
     _add_settings(replay)
+
+    train = command("train", _train, "Make weights; by now from synthetic series only, with --pretrain.")
+    train.add_argument(
+        "out", metavar="OUT", nargs="?", type=Path, help="the weights to write, OUT.safetensors; a manifest goes beside"
+    )
+    train.add_argument("--pretrain", action="store_true", help="train base weights anew, on synthetic series")
+    recipe.add_arguments(train)
+    _add_json(train)
 
     bench = command(
         "bench",
@@ -193,6 +202,37 @@ def _replay(arguments: Arguments) -> int:
         settings.limits.max_series,
         device_score=arguments.device_score,
     )
+
+
+def _train(arguments: Arguments) -> int:
+    if not arguments.pretrain:
+        raise StreamerError(
+            "found no --pretrain: a daemon's own weights cannot be retrained yet; expected "
+            "`streamer train --pretrain OUT.safetensors`, which trains base weights on synthetic series"
+        )
+    if arguments.out is None:
+        raise StreamerError("found no OUT; expected `streamer train --pretrain OUT.safetensors`, the weights to write")
+    from models.weights import WeightsError
+
+    wanted, out = recipe.from_arguments(arguments), arguments.out
+    checkpoint = arguments.checkpoint or recipe.checkpoint_beside(out)
+    try:
+        recipe.check(wanted, out, checkpoint)  # a refusal must not wait for torch
+        from models.pretrain import pretrain
+
+        figures = pretrain(wanted, out, _to_stderr, checkpoint=arguments.checkpoint, device=arguments.device)
+    except WeightsError as error:
+        raise ModelError(str(error)) from error
+    except KeyboardInterrupt:
+        left = f"goes on from {checkpoint}" if checkpoint.exists() else "begins anew: no round was finished"
+        _to_stderr(f"interrupted; the same command {left}")
+        raise
+    _print(figures, arguments.json)
+    return 0
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _bench(arguments: Arguments) -> int:

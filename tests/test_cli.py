@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from models.features import INPUT_SIZE
-from models.weights import ForecasterConfig, Weights, expected_shapes, save
+from models.weights import ForecasterConfig, Weights, expected_shapes, load, save
 from streamer.cli import main, parser
 from streamer.http import Server
 from tests.servers import HOST, Certificates, free_port
@@ -60,6 +62,8 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
         ["demo", "--seconds", "nan"],
         ["demo", "--port", "65536"],
         ["version", "--text"],
+        ["train", "--pretrain", "w.safetensors", "--device", "tpu"],
+        ["train", "--pretrain", "w.safetensors", "--rounds", "many"],
     ],
 )
 def test_wrong_usage_is_refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
@@ -78,7 +82,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for name in ("run", "demo", "check", "explain", "replay", "bench", "health", "version"):
+    for name in ("run", "demo", "check", "explain", "replay", "train", "bench", "health", "version"):
         assert f"    {name} " in out
 
 
@@ -108,9 +112,11 @@ def test_wrong_settings_are_refused_by_every_command(capsys: pytest.CaptureFixtu
         ["health", "--url", "http://127.0.0.1:1"],
         ["version"],
         ["run", "--set", "x=1"],
+        ["train"],
+        ["train", "--pretrain", "w.safetensors", "--cell", "elman"],
         ["--help"],
     ],
-    ids=lambda argv: str(argv[0]),
+    ids=lambda argv: "-".join(argv[:2]),
 )
 def test_commands_without_a_model_never_import_torch(argv: list[str], weights: Path) -> None:
     """A health check or a look at a payload costs no second of torch's import."""
@@ -251,6 +257,15 @@ def test_check_loads_certificates(
 # --- Weights that cannot serve ---
 
 
+@pytest.fixture
+def signals_as_before() -> Iterator[None]:
+    """`run` holds signals back in this thread, and so would whatever it starts from then on."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@pytest.mark.usefixtures("signals_as_before")
 @pytest.mark.parametrize("command", [["run"], ["check"], ["replay", "readings.csv"]], ids=lambda argv: str(argv[0]))
 def test_weights_that_look_ahead_are_refused_at_the_start(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
@@ -264,6 +279,87 @@ def test_weights_that_look_ahead_are_refused_at_the_start(
     assert (status, out) == (2, "")
     assert "both.safetensors: found bidirectional weights, which cannot stream" in err
     assert not (tmp_path / "s").exists()
+
+
+# --- train ---
+
+TINY = ("--rounds", "2", "--series", "4", "--steps", "40", "--chunk", "20", "--hidden-size", "6", "--device", "cpu")
+
+
+def readings(path: Path, n: int = 60) -> Path:
+    """A file for `replay`: one series that goes up and down."""
+    rows = [f"{1_700_000_000 + 60 * k},{20 + np.sin(k / 5) + 0.1 * (k % 7):.3f}" for k in range(n)]
+    path.write_text("time,x\n" + "\n".join(rows) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("cell", ["lstm", "peephole", "coupled", "gru"])
+def test_every_cell_is_trained_saved_and_streams(capsys: pytest.CaptureFixture[str], tmp_path: Path, cell: str) -> None:
+    """`train --pretrain --cell` makes weights that `check` finds sound and `replay` scores with, by the file alone."""
+    out = tmp_path / "w.safetensors"
+    status, text, err = run(capsys, "train", "--pretrain", str(out), "--cell", cell, *TINY, "--json")
+    assert status == 0
+    figures = json.loads(text)
+    assert figures["sha256"] == load(out).sha256
+    assert load(out).config.cell == cell
+    assert [line.split()[:2] for line in err.splitlines()] == [["round", "1/2"], ["round", "2/2"]]
+    assert run(capsys, "check", "--set", f"model.weights={out}")[0] == 0
+    status, text, _ = run(capsys, "replay", str(readings(tmp_path / "r.csv")), "--set", f"model.weights={out}")
+    scores = [line.split(",")[6] for line in text.splitlines()[1:]]
+    assert status == 0
+    assert scores[:20] == [""] * 20
+    assert all(float(score) >= 0 for score in scores[20:])
+
+
+def test_train_without_its_word_says_what_there_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """No retraining yet; no OUT; a place that cannot be written; a name that is a manifest's: exit status 2 each."""
+    for argv, named in (
+        ([], "cannot be retrained yet"),
+        (["w.safetensors"], "cannot be retrained yet"),
+        (["--pretrain"], "found no OUT"),
+        (["--pretrain", str(tmp_path / "absent" / "w.safetensors")], "absent/w.safetensors: cannot be written"),
+        (["--pretrain", str(tmp_path / "w.json")], "is the name of a manifest"),
+        (["--pretrain", str(tmp_path / "w.safetensors"), "--average", "2"], "an average from 0 to below 1"),
+    ):
+        status, out, err = run(capsys, "train", *argv)
+        assert (status, out) == (2, "")
+        assert err.startswith("streamer train: ")
+        assert named in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Never silently the CPU, on which it takes a night."""
+    argv = ["train", "--pretrain", str(tmp_path / "w.safetensors"), *TINY, "--device", "cuda"]
+    status, _, err = run(capsys, *argv)
+    assert status == 2
+    assert "found no CUDA device" in err
+
+
+def test_an_interrupted_training_goes_on_where_it_was(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Ctrl-C ends it with 130 and says what to do; the same command then makes the same weights as without it."""
+    switches = [*TINY, "--rounds", "40", "--steps", "60"]
+    out, whole = tmp_path / "w.safetensors", tmp_path / "whole.safetensors"
+    # Where the tests run in the background, SIGINT is ignored, and a child inherits that.
+    code = (
+        "import signal, sys; from streamer.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main(sys.argv[1:]))"
+    )
+    argv = [sys.executable, "-c", code, "train", "--pretrain", str(out), *switches]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("round 1/40")
+        process.send_signal(signal.SIGINT)
+        printed, err = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, ""), err
+    assert err.splitlines()[-1] == f"interrupted; the same command goes on from {tmp_path}/w.checkpoint.safetensors"
+    assert not out.exists()
+    status, _, err = run(capsys, "train", "--pretrain", str(out), *switches)
+    assert status == 0
+    assert err.startswith(f"goes on from {tmp_path}/w.checkpoint.safetensors, after round ")
+    assert run(capsys, "train", "--pretrain", str(whole), *switches)[0] == 0
+    assert out.read_bytes() == whole.read_bytes()
 
 
 # --- health ---

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from models import features, pretrain, step, synthetic, weights
 from models.forecaster import Forecaster
-from models.pretrain import Pretraining, Recipe
+from models.pretrain import Pretraining
+from models.recipe import FIRST_SCORED, Recipe
 from models.tbptt import Sequences
 
 TINY = Recipe(seed=3, rounds=3, series=6, steps=48, chunk=16, hidden_size=8, warm_up_updates=2)
@@ -41,7 +42,7 @@ def quiet(_figures: dict[str, float]) -> None:
 
 def arguments(out: Path, *more: str) -> list[str]:
     recipe = ("--rounds", "2", "--series", "6", "--steps", "48", "--chunk", "16", "--hidden-size", "8")
-    return [str(out), *recipe, *more]
+    return [str(out), "--device", "cpu", *recipe, *more]
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +57,10 @@ def test_the_same_seed_gives_the_same_file(tmp_path: Path, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert err.count("round 2/2") == 3
     loaded = weights.load(tmp_path / "one.safetensors")
-    assert json.loads(out[: out.index("}") + 1]) == loaded.recipe["held_out"]
+    figures, held_out = json.loads(out[: out.index("}") + 1]), loaded.recipe["held_out"]
+    assert isinstance(held_out, dict)
+    assert held_out.items() <= figures.items()
+    assert (figures["sha256"], figures["device"], figures["updates"]) == (loaded.sha256, "cpu", 2 * 3)
     assert loaded.recipe["updates"] == 2 * 3
     recipe = Recipe(seed=1, rounds=2, series=6, steps=48, chunk=16, hidden_size=8)
     assert dataclasses.asdict(recipe).items() <= loaded.recipe.items()
@@ -93,8 +97,31 @@ def test_a_finished_checkpoint_gives_its_weights_again(tmp_path: Path, capsys: p
     pretrain.main(arguments(one, "--checkpoint", str(checkpoint)))
     assert "round" in capsys.readouterr().err
     pretrain.main(arguments(two, "--checkpoint", str(checkpoint)))
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"goes on from {checkpoint}, after round 2, on cpu\n"
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_checkpoint_that_nobody_named_goes_when_the_weights_are_there(tmp_path: Path) -> None:
+    """It lies beside them until then; one that was named stays."""
+    out, named = tmp_path / "out.safetensors", tmp_path / "named.safetensors"
+    assert pretrain.main(arguments(out)) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.safetensors"]
+    assert pretrain.main(arguments(out, "--checkpoint", str(named))) == 0
+    assert named.exists()
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights, or any other file, under the checkpoint's name: an error of usage, and the file stays as it is."""
+    out, other = tmp_path / "out.safetensors", tmp_path / "other.safetensors"
+    pretrain.main(arguments(other))
+    (tmp_path / "text").write_text("no checkpoint")
+    for path in (other, tmp_path / "text"):
+        before = path.read_bytes()
+        with pytest.raises(SystemExit) as ended:
+            pretrain.main(arguments(out, "--checkpoint", str(path)))
+        assert ended.value.code == 2
+        assert f"{path}: found no checkpoint" in capsys.readouterr().err
+        assert path.read_bytes() == before
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,8 +166,12 @@ def test_a_bidirectional_recipe_makes_weights_for_labelling(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "switches", [("--cell", "elman"), ("--dropout", "1.5"), ("--attention", "-1"), ("--hidden-size", "0")]
-)
+    "switches",
+    [
+        ("--cell", "elman"), ("--dropout", "1.5"), ("--attention", "-1"), ("--hidden-size", "0"), ("--rounds", "0"),
+        ("--chunk", "0"), ("--steps", "8"), ("--seed", "-1"), ("--learning-rate", "nan"), ("--average", "1.0"),
+    ],
+)  # fmt: skip
 def test_a_network_that_cannot_be_is_refused_before_the_training(
     tmp_path: Path, switches: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,8 +277,8 @@ def test_inputs_know_nothing_of_their_own_reading() -> None:
     for name in ("inputs", "previous", "step"):
         assert torch.equal(getattr(one, name)[:, :31], getattr(two, name)[:, :31])
     assert not torch.equal(one.inputs[:, 31], two.inputs[:, 31])
-    assert not one.mask[:, : pretrain.FIRST_SCORED].any()
-    assert one.mask[:, pretrain.FIRST_SCORED :].all()
+    assert not one.mask[:, :FIRST_SCORED].any()
+    assert one.mask[:, FIRST_SCORED:].all()
 
 
 def test_what_the_future_says_of_a_reading_is_not_the_reading() -> None:
