@@ -5,7 +5,9 @@ pass through the gates. Serving on the CPU uses `step` and the same weights, and
 
 A bidirectional forecaster (Graves & Schmidhuber 2005) has two stacks that meet only in the head, as in ELMo (Peters et
 al. 2018): were they joined between the layers, the second layer would see the very reading that is to be judged. So
-does each stack have its own inputs: the reading as seen from the past, and the same as seen from the future.
+does each stack have its own inputs: the reading as seen from the past, and the same as seen from the future. The
+reading that follows, in the terms of the forecast, goes to the head alone: those terms are made of the past, and in the
+other stack each reading would come by that way to its own forecast.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ NLL_LEAST, NLL_MOST = -4.0, 15.0  # nats a reading may add to the loss: equal an
 class Forecaster(nn.Module):
     """Maps inputs `(batch, time, input_size)` and a state to the head's parameters `(batch, time, 9)`.
 
-    Bidirectional, the inputs are `(batch, time, 2 input_size)`: from the past, then from the future.
+    Bidirectional, the inputs are `(batch, time, 2 input_size + 1)`: from the past, from the future, what follows.
     """
 
     def __init__(self, config: ForecasterConfig) -> None:
@@ -72,7 +74,8 @@ class Forecaster(nn.Module):
         if self.reverse is None:
             return ahead, None, after
         order = _from_the_end(inputs, lengths)
-        back, _ = self.reverse(_take(inputs[..., self.config.input_size :], order), None, lengths)
+        future = inputs[..., self.config.input_size : 2 * self.config.input_size]
+        back, _ = self.reverse(_take(future, order), None, lengths)
         return ahead, _take(back, order), after
 
 
@@ -105,7 +108,7 @@ class ManyToOne(nn.Module):
         super().__init__()
         self.body = body
         config = body.config
-        self.head = nn.Linear(config.head_inputs - (1 + config.bidirectional) * config.input_size, output_size)
+        self.head = nn.Linear(config.head_inputs - config.width, output_size)
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         ahead, back, _ = self.body.encode(inputs, None, lengths)

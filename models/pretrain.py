@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models import features, mixture, synthetic, tbptt, weights
+from models import history, mixture, synthetic, tbptt, weights
 from models import recipe as recipes
 from models.forecaster import Forecaster
 from models.recipe import FIRST_SCORED, Recipe
@@ -42,30 +42,16 @@ def sequences(rng: np.random.Generator, count: int, steps: int, *, bidirectional
 def encode(times: synthetic.Float64, values: synthetic.Float64, *, bidirectional: bool = False) -> tbptt.Sequences:
     """Training sequences of series `(count, steps)`, all of one length.
 
-    Bidirectional, the inputs of each reading are followed by those that the same series has when it is read from its
-    end, in time that runs backwards: what all later readings say of it, and nothing that it says itself.
+    Bidirectional, the inputs of each reading are followed by what all later readings say of it; see `history`.
     """
     count, steps = values.shape
-    statistics = features.Statistics.allocate(count)
-    slots, normal = np.arange(count), np.ones(count, bool)
-    inputs = np.empty((count, steps, features.INPUT_SIZE), np.float32)
-    previous, step, y = (np.empty((count, steps), np.float32) for _ in range(3))
-    following = np.zeros((count, steps), np.float32)
-    for t in range(steps):
-        look = features.look(statistics, slots, times[:, t])
-        inputs[:, t], previous[:, t], step[:, t] = look.inputs, look.previous, look.step
-        y[:, t] = features.to_y(values[:, t], look.location, look.scale)
-        if t + 1 < steps:
-            following[:, t] = features.to_y(values[:, t + 1], look.location, look.scale)
-        features.learn(statistics, slots, times[:, t], values[:, t], normal)
-    if bidirectional:
-        back = encode(-times[:, ::-1], values[:, ::-1]).inputs.numpy()[:, ::-1].copy()
-        # Each direction has its own location and scale. The reading that follows is told in the terms of the forecast.
-        back[:, :-1, features.INPUTS.index("previous")] = np.arcsinh((following - previous) / step)[:, :-1]
-        inputs = np.concatenate((inputs, back), axis=2)
+    whole = history.History(times.ravel(), values.ravel(), np.full(count, steps))
+    past = history.past(whole)
+    inputs = np.concatenate((past.inputs, history.future(whole, past)), axis=1) if bidirectional else past.inputs
     mask = np.zeros((count, steps), bool)
     mask[:, FIRST_SCORED:] = True
-    return tbptt.Sequences(*(torch.from_numpy(array) for array in (inputs, previous, step, y, mask)))
+    parts = (inputs.reshape(count, steps, -1), *(part.reshape(count, steps) for part in past[1:4]), mask)
+    return tbptt.Sequences(*(torch.from_numpy(part) for part in parts))
 
 
 def learning_rate(recipe: Recipe, update: int, updates: int) -> float:

@@ -2,7 +2,8 @@
 
 Two back ends with one door: `NumpyStepper` serves on the CPU from exported weights and needs no torch; `TorchStepper`
 keeps the state on a CUDA device. Both give, reading by reading, what `forecaster` gives for the sequence, to 1e-5: for
-every cell, stacked, residual, with attention. What looks at the future cannot stream: WeightsError says so.
+every cell, stacked, residual, with attention. What looks at the future cannot stream, WeightsError says so; where the
+future is known, `history` prepares what the CPU's step then is told of it.
 """
 
 from __future__ import annotations
@@ -106,25 +107,48 @@ def _by_the_equations(cell: str, layer: cells.Layer, hidden: int) -> Advance:
     return advance
 
 
-class NumpyStepper:
-    """The CPU back end. The LSTM, which most will run, has its own step; the others are stepped by the equations."""
+class Stack:
+    """The recurrent layers of one direction. The LSTM has its own step; the others are stepped by the equations."""
 
-    def __init__(self, weights: Weights, capacity: int) -> None:
+    def __init__(self, weights: Weights, direction: str = "lstm") -> None:
+        cell, hidden = weights.config.cell, weights.config.hidden_size
+        self._residual = weights.config.residual
+        self._width = sum(cells.state_sizes(cell, hidden))  # of one layer's state
+        self._layers = [
+            _lstm(layer, hidden) if cell == "lstm" else _by_the_equations(cell, layer, hidden)
+            for layer in recurrent_layers(weights, direction)
+        ]
+        self.size = len(self._layers) * self._width
+
+    def advance(self, inputs: Float32, state: Float32) -> Float32:
+        """The hidden state `(n, hidden_size)` after `inputs`; moves `state` `(n, size)` on in place."""
+        below = inputs
+        for k, advance in enumerate(self._layers):
+            h = advance(below, state[:, k * self._width : (k + 1) * self._width])
+            below = h + below if k and self._residual else h
+        return below
+
+
+class NumpyStepper:
+    """The CPU back end; with `offline` for bidirectional weights too: `expect` tells it what comes after a reading."""
+
+    def __init__(self, weights: Weights, capacity: int, *, offline: bool = False) -> None:
         config = weights.config
-        check_streams(config)
+        if not offline:
+            check_streams(config)
         self._config = config
         self._state = np.zeros((capacity, state_size(config)), np.float32)
-        self._width = sum(cells.state_sizes(config.cell, config.hidden_size))  # of one layer's state
-        self._layers = [
-            _lstm(layer, config.hidden_size)
-            if config.cell == "lstm"
-            else _by_the_equations(config.cell, layer, config.hidden_size)
-            for layer in recurrent_layers(weights)
-        ]
+        self._stack = Stack(weights)
         if config.attention:
             self._attention = weights.tensors["attention.weight"] / np.float32(config.hidden_size**0.5)
+        if config.bidirectional:
+            self._future = np.zeros((capacity, config.hidden_size + config.input_size + 1), np.float32)
         self._head = np.ascontiguousarray(weights.tensors["head.weight"].T, np.float32)
         self._head_bias = weights.tensors["head.bias"].astype(np.float32)
+
+    def expect(self, slots: Slots, future: Float32) -> None:
+        """Before a step with bidirectional weights: rows of `history.foresee` for the readings it will be given."""
+        self._future[slots] = future
 
     def step(self, slots: Slots, inputs: Float32) -> Float32:
         if len(slots) <= CHUNK_ROWS:
@@ -134,19 +158,22 @@ class NumpyStepper:
 
     def _chunk(self, slots: Slots, inputs: Float32) -> Float32:
         state = self._state[slots]
-        below = inputs
-        for k, advance in enumerate(self._layers):
-            h = advance(below, state[:, k * self._width : (k + 1) * self._width])
-            below = h + below if k and self._config.residual else h
+        below = self._stack.advance(inputs, state[:, : self._stack.size])
         if self._config.attention:
-            below = self._read_out(below, state[:, len(self._layers) * self._width :])
+            below = self._read_out(below, state[:, self._stack.size :])
         self._state[slots] = state
-        return np.concatenate((below, inputs), axis=1) @ self._head + self._head_bias
+        seen = [below, inputs]
+        if self._config.bidirectional:
+            hidden, ahead = np.split(self._future[slots], [self._config.hidden_size], axis=1)
+            seen = [below, hidden, inputs, ahead]
+        return np.concatenate(seen, axis=1) @ self._head + self._head_bias
 
     def _read_out(self, hidden: Float32, memory: Float32) -> Float32:
         """`hidden` with what attention reads beside it, `(n, 2 * hidden_size)`; the memory moves on in place."""
         known = np.concatenate((memory, hidden), axis=1)
-        past = known.reshape(len(hidden), self._config.attention, -1)  # (n, attention, hidden), the oldest first
+        past = known.reshape(
+            -1, self._config.attention, self._config.hidden_size
+        )  # (n, attention, hidden), the oldest first
         alike = np.einsum("nh,nkh->nk", hidden @ self._attention, past)
         share = np.exp(alike - alike.max(axis=1, keepdims=True))
         share /= share.sum(axis=1, keepdims=True)

@@ -51,10 +51,14 @@ class ForecasterConfig:
     """a second stack reads the series from its end: for labelling history, impossible in a stream"""
 
     @property
+    def width(self) -> int:
+        """What comes with a reading: the inputs; bidirectional, those from its other side and the one that follows."""
+        return 2 * self.input_size + 1 if self.bidirectional else self.input_size
+
+    @property
     def head_inputs(self) -> int:
-        """What the head sees: the hidden state, the read-out, the stack from the other end, the inputs."""
-        states = 1 + (self.attention > 0) + self.bidirectional
-        return states * self.hidden_size + (1 + self.bidirectional) * self.input_size
+        """What the head sees: the hidden state, the read-out, the stack from the other end, and what has come."""
+        return (1 + (self.attention > 0) + self.bidirectional) * self.hidden_size + self.width
 
     @property
     def memory(self) -> int:
@@ -149,11 +153,11 @@ def expected_shapes(config: ForecasterConfig, head_size: int = 9) -> dict[str, t
     return shapes
 
 
-def recurrent_layers(weights: Weights) -> list[cells.Layer]:
-    """The recurrent layers in the order in which they are stacked."""
+def recurrent_layers(weights: Weights, direction: str = "lstm") -> list[cells.Layer]:
+    """The recurrent layers in the order in which they are stacked; `reverse` are those that read from the end."""
     names = cells.shapes(weights.config.cell, 1, 1)
     return [
-        cells.Layer(**{name: weights.tensors[f"lstm.{name}_l{k}"] for name in names})
+        cells.Layer(**{name: weights.tensors[f"{direction}.{name}_l{k}"] for name in names})
         for k in range(weights.config.num_layers)
     ]
 

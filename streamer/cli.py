@@ -100,6 +100,10 @@ def parser() -> argparse.ArgumentParser:
         help="where to write; a folder for several files; without it, standard output",
     )
     replay.add_argument("--device-score", action="store_true", help="add a row `*` with the joint score of the device")
+    replay.add_argument(
+        "--offline-label", action="store_true",
+        help="forecast each reading from those after it too, for labelling history; wants bidirectional model.weights",
+    )  # fmt: skip
     _add_settings(replay)
 
     train = command("train", _train, "Make weights; by now from synthetic series only, with --pretrain.")
@@ -194,13 +198,15 @@ def _replay(arguments: Arguments) -> int:
     from streamer.replay import replay_command
     from streamer.wiring import load_weights, shard_from
 
-    weights = load_weights(settings)
+    offline: bool = arguments.offline_label
+    weights = load_weights(settings, offline=offline)
     return replay_command(
         arguments.files,
         arguments.output,
-        lambda registry: shard_from(settings, weights, registry),
+        lambda registry: shard_from(settings, weights, registry, offline=offline),
         settings.limits.max_series,
         device_score=arguments.device_score,
+        offline=weights if offline else None,
     )
 
 

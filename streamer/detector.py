@@ -43,12 +43,22 @@ def waves(slot: NDArray[np.int32]) -> Iterator[NDArray[np.intp]]:
 class Detector:
     """State arrays of `capacity` slots. Owned by one thread."""
 
-    def __init__(self, weights: Weights, capacity: int, *, budget_per_series_month: float, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        capacity: int,
+        *,
+        budget_per_series_month: float,
+        device: str = "cpu",
+        offline: bool = False,
+    ) -> None:
         self.budget_per_series_month = budget_per_series_month
         self.statistics = features.Statistics.allocate(capacity)
         self.calibration = calibration.Calibration.allocate(capacity)
         self.stepper: Stepper = (
-            NumpyStepper(weights, capacity) if device == "cpu" else TorchStepper(weights, capacity, device)
+            NumpyStepper(weights, capacity, offline=offline)
+            if device == "cpu"
+            else TorchStepper(weights, capacity, device)
         )
         self.latest = np.full((capacity, len(LATEST)), np.nan)
         """the last reading's score, value, expected, lower, upper: what metrics and pages show"""

@@ -1,12 +1,14 @@
 """`streamer replay`: files of readings through the very same shard as the daemon's, by event time, at full speed.
 
-Causal: the score of a reading uses nothing that comes later. Each file is a device of its own; the files of one run
-stand side by side, and the k-th rows of all of them make one batch, since series are independent of each other.
+Causal: the score of a reading uses nothing that comes later; with `--offline-label` its forecast does, and no other
+part of it. Each file is a device of its own; the files of one run stand side by side, and the k-th rows of all of them
+make one batch, since series are independent of each other.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +20,13 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import numpy as np
 
-from models import calibration
+from models import calibration, history
+from models.step import NumpyStepper
+from models.weights import Weights
+from streamer.detector import DIFFERENT_SECONDS
 from streamer.engine import LARGEST_VALUE
 from streamer.errors import InputError
-from streamer.readings import Batch, Float64, Scores
+from streamer.readings import Batch, Float64, Int32, Scores
 from streamer.registry import FREE, Registry
 from streamer.shard import Shard
 
@@ -171,16 +176,70 @@ def _float(cell: str) -> float:
 # --- Scoring ---
 
 
-def replay(files: list[Path], shard: Shard, outputs: list[TextIO], *, device_score: bool) -> dict[str, int]:
-    """Scores the files side by side and writes one output each. Returns counts: readings, scored, alarms."""
+def replay(
+    files: list[Path],
+    shard: Shard,
+    outputs: list[TextIO],
+    *,
+    device_score: bool,
+    offline: Weights | None = None,
+) -> dict[str, int]:
+    """Scores the files side by side and writes one output each. Returns counts: readings, scored, alarms.
+
+    `offline`: the bidirectional weights of a shard that labels history; the files are then read whole beforehand.
+    """
     writers: list[Writer] = [csv.writer(output, lineterminator="\n") for output in outputs]
     for writer in writers:
         writer.writerow(COLUMNS)
-    return replay_rows([read_rows(path) for path in files], shard, writers, device_score=device_score)
+    sources = [read_rows(path) for path in files]
+    if offline is None:
+        return replay_rows(sources, shard, writers, device_score=device_score)
+    read = [list(source) for source in sources]
+    foresight = Foresight(offline, shard, read)
+    return replay_rows([iter(rows) for rows in read], shard, writers, device_score=device_score, foresight=foresight)
+
+
+class Foresight:
+    """What the later readings of each series say of each reading; told to the shard just before it is scored."""
+
+    def __init__(self, weights: Weights, shard: Shard, files: list[list[Row]]) -> None:
+        stepper = shard.detector.stepper
+        if not isinstance(stepper, NumpyStepper):
+            raise TypeError("history is labelled on the CPU")
+        self._stepper = stepper
+        order: dict[str, list[bool]] = {}
+        series: dict[str, list[tuple[float, float]]] = {}
+        for i, rows in enumerate(files):
+            for row in rows:
+                for name, value in zip(row.names, row.values, strict=True):
+                    if value is None or not abs(value) <= LARGEST_VALUE:
+                        continue
+                    readings = series.setdefault(f"{i}#{name}", [])
+                    # As the detector has it: what is late or a duplicate is not scored, and teaches nothing.
+                    is_next = not readings or row.time - readings[-1][0] >= DIFFERENT_SECONDS
+                    order.setdefault(f"{i}#{name}", []).append(is_next)
+                    if is_next:
+                        readings.append((row.time, value))
+        flat = np.array([reading for readings in series.values() for reading in readings]).reshape(-1, 2)
+        lengths = np.array([len(readings) for readings in series.values()], np.intp)
+        self._told = history.foresee(weights, history.History(flat[:, 0], flat[:, 1], lengths))
+        count = itertools.count()
+        self._upcoming = {key: iter([next(count) if is_next else -1 for is_next in order[key]]) for key in series}
+
+    def tell(self, keys: list[str], slot: Int32) -> None:
+        """Of the next reading of each of these series."""
+        rows = np.array([next(self._upcoming[key]) for key in keys], np.intp)
+        is_next = rows >= 0
+        self._stepper.expect(slot[is_next].astype(np.intp), self._told[rows[is_next]])
 
 
 def replay_rows(
-    sources: Sequence[Iterator[Row]], shard: Shard, writers: list[Writer], *, device_score: bool
+    sources: Sequence[Iterator[Row]],
+    shard: Shard,
+    writers: list[Writer],
+    *,
+    device_score: bool,
+    foresight: Foresight | None = None,
 ) -> dict[str, int]:
     """The same for rows from anywhere: each source is a device of its own, and its writer gets tuples of `COLUMNS`."""
     left = dict(enumerate(sources))
@@ -194,22 +253,31 @@ def replay_rows(
             else:
                 rows[index] = row
         if rows:
-            _step(shard, rows, writers, counts, device_score=device_score)
+            _step(shard, rows, writers, counts, foresight, device_score=device_score)
     return counts
 
 
 def _step(
-    shard: Shard, rows: dict[int, Row], writers: list[Writer], counts: dict[str, int], *, device_score: bool
+    shard: Shard,
+    rows: dict[int, Row],
+    writers: list[Writer],
+    counts: dict[str, int],
+    foresight: Foresight | None,
+    *,
+    device_score: bool,
 ) -> None:
     """One row of every file that has one left."""
     cells = [(i, k) for i, row in rows.items() for k, value in enumerate(row.values) if value is not None]
     keys = [f"{i}#{rows[i].names[k]}" for i, k in cells]
     time = np.array([rows[i].time for i, _ in cells])
     value = np.array([rows[i].values[k] for i, k in cells], np.float64)
-    good = np.flatnonzero(np.isfinite(value) & (np.abs(value) <= LARGEST_VALUE))
-    slot = shard.registry.resolve([keys[row] for row in good.tolist()], 0.0)
+    good = np.flatnonzero(np.abs(value) <= LARGEST_VALUE)  # NaN is not
+    good_keys = [keys[row] for row in good.tolist()]
+    slot = shard.registry.resolve(good_keys, 0.0)
     if (slot == FREE).any():
         raise InputError(f"found more than {len(shard.registry)} series; expected fewer, or a larger limits.max_series")
+    if foresight is not None:
+        foresight.tell(good_keys, slot)
     batch = Batch(slot, time[good], value[good], np.zeros(len(good), np.uint8))
     outcome = shard.process(batch, max(row.time for row in rows.values()))
     place = dict(zip(good.tolist(), range(len(good)), strict=True))
@@ -278,6 +346,7 @@ def replay_command(
     max_series: int,
     *,
     device_score: bool,
+    offline: Weights | None = None,
 ) -> int:
     """Replays to a file, to a folder for several files, or to standard output. Progress and counts go to stderr."""
     for path in files:
@@ -290,6 +359,6 @@ def replay_command(
         outputs: list[TextIO] = []
         for path in files:
             outputs.append(stack.enter_context(_open(output, path, files)))
-        counts = replay(files, shard, outputs, device_score=device_score)
+        counts = replay(files, shard, outputs, device_score=device_score, offline=offline)
     sys.stderr.write(", ".join(f"{name} {count}" for name, count in counts.items()) + "\n")
     return 0

@@ -61,16 +61,22 @@ class Shard:
         *,
         budget_per_series_month: float,
         device: str = "cpu",
+        offline: bool = False,
     ) -> None:
         self.registry = registry
         self._weights = weights
         self._device = device
+        self._offline = offline
         self._allocate(max_series, budget_per_series_month)
 
     def _allocate(self, capacity: int, budget_per_series_month: float) -> None:
         self._capacity = capacity
         self.detector = Detector(
-            self._weights, capacity, budget_per_series_month=budget_per_series_month, device=self._device
+            self._weights,
+            capacity,
+            budget_per_series_month=budget_per_series_month,
+            device=self._device,
+            offline=self._offline,
         )
         self.cadence = Cadence(capacity)
         self.value_alarms = ValueAlarms(capacity)

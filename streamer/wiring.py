@@ -31,8 +31,11 @@ def decoder_from(settings: Settings) -> Decoder:
     )
 
 
-def load_weights(settings: Settings) -> weights_files.Weights:
-    """The weights that the settings name, or the shipped ones. Raises ModelError."""
+def load_weights(settings: Settings, *, offline: bool = False) -> weights_files.Weights:
+    """The weights that the settings name, or the shipped ones. Raises ModelError.
+
+    `offline`: for labelling history, which wants a forecaster that reads a series from both ends.
+    """
     path = Path(settings.model.weights) if settings.model.weights else weights_files.BASE
     try:
         weights = weights_files.load(path)
@@ -43,6 +46,14 @@ def load_weights(settings: Settings) -> weights_files.Weights:
             f"{path}: found weights for {weights.config.input_size} inputs; this version has {features.INPUT_SIZE}: "
             "use weights that this version has trained"
         )
+    if offline:
+        if not weights.config.bidirectional:
+            raise ModelError(
+                f"{path}: found weights that read a series from its beginning only; --offline-label wants "
+                "bidirectional ones: make them with `streamer train --pretrain --bidirectional OUT.safetensors`, and "
+                "name them with --set model.weights=OUT.safetensors"
+            )
+        return weights
     try:
         weights_files.check_streams(weights.config)
     except weights_files.WeightsError as error:
@@ -60,8 +71,10 @@ def device_from(settings: Settings) -> str:
     return "cpu"
 
 
-def shard_from(settings: Settings, weights: weights_files.Weights, registry: Registry) -> Shard:
-    """A shard without a past. Raises ModelError."""
+def shard_from(
+    settings: Settings, weights: weights_files.Weights, registry: Registry, *, offline: bool = False
+) -> Shard:
+    """A shard without a past; one that labels history steps on the CPU. Raises ModelError."""
     most = settings.limits.max_series
     try:
         return Shard(
@@ -69,7 +82,8 @@ def shard_from(settings: Settings, weights: weights_files.Weights, registry: Reg
             weights,
             most,
             budget_per_series_month=settings.alarms.budget_per_series_month,
-            device=device_from(settings),
+            device="cpu" if offline else device_from(settings),
+            offline=offline,
         )
     except MemoryError as error:
         raise ModelError(

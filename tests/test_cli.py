@@ -311,6 +311,22 @@ def test_every_cell_is_trained_saved_and_streams(capsys: pytest.CaptureFixture[s
     assert all(float(score) >= 0 for score in scores[20:])
 
 
+def test_history_is_labelled_with_bidirectional_weights_only(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """With others `--offline-label` is refused and says how to train them; those then label, and do not stream."""
+    both, file = tmp_path / "both.safetensors", str(readings(tmp_path / "r.csv"))
+    status, out, err = run(capsys, "replay", "--offline-label", file)
+    assert (status, out) == (2, "")
+    assert "base.safetensors: found weights that read a series from its beginning only" in err
+    assert "streamer train --pretrain --bidirectional OUT.safetensors" in err
+    assert run(capsys, "train", "--pretrain", "--bidirectional", str(both), *TINY)[0] == 0
+    status, out, _ = run(capsys, "replay", "--offline-label", file, "--set", f"model.weights={both}")
+    assert (status, len(out.splitlines())) == (0, 61)
+    assert out.splitlines()[-1].split(",")[6] != ""
+    assert run(capsys, "replay", file, "--set", f"model.weights={both}")[0] == 2
+
+
 def test_train_without_its_word_says_what_there_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """No retraining yet; no OUT; a place that cannot be written; a name that is a manifest's: exit status 2 each."""
     for argv, named in (

@@ -14,12 +14,15 @@ import pytest
 from pyarrow import parquet
 
 from models import weights
+from models.features import INPUT_SIZE
 from streamer.errors import InputError
 from streamer.registry import Registry
 from streamer.replay import COLUMNS, read_rows, replay, replay_command
 from streamer.shard import Shard
+from tests.streams import random_weights
 
 WEIGHTS = weights.load()
+BOTH_WAYS = random_weights(weights.ForecasterConfig(INPUT_SIZE, 6, 2, attention=3, bidirectional=True))
 
 
 def shard(registry: Registry) -> Shard:
@@ -31,6 +34,19 @@ def run(*files: Path, device_score: bool = False) -> list[list[dict[str, str]]]:
     outputs = [io.StringIO() for _ in files]
     replay(list(files), shard(Registry(64, math.inf, math.inf)), list(outputs), device_score=device_score)
     return [list(csv.DictReader(io.StringIO(output.getvalue()))) for output in outputs]
+
+
+def label(*files: Path) -> list[list[dict[str, str]]]:
+    """The output rows of each file with `--offline-label`, under bidirectional weights that have learned nothing."""
+    outputs = [io.StringIO() for _ in files]
+    registry = Registry(64, math.inf, math.inf)
+    labelling = Shard(registry, BOTH_WAYS, 64, budget_per_series_month=1.0, offline=True)
+    replay(list(files), labelling, list(outputs), device_score=False, offline=BOTH_WAYS)
+    return [list(csv.DictReader(io.StringIO(output.getvalue()))) for output in outputs]
+
+
+def forecasts(rows: list[dict[str, str]]) -> list[tuple[str, str, str]]:
+    return [(row["expected"], row["lower"], row["upper"]) for row in rows]
 
 
 def wave(n: int, seed: int = 0) -> list[float]:
@@ -260,3 +276,54 @@ def test_several_files_go_to_a_folder(tmp_path: Path) -> None:
         replay_command(files, None, shard, 64, device_score=False)
     assert replay_command(files, tmp_path / "out", shard, 64, device_score=False) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.csv", "two.csv"]
+
+
+def test_a_label_is_forecast_from_both_sides_and_never_from_its_own_value(tmp_path: Path) -> None:
+    """Another reading 50: its own forecast stays what it was, those before it and after it change."""
+    values = wave(60)
+    other = [*values[:50], values[50] + 1.5, *values[51:]]
+    a = write(tmp_path / "a.csv", "time,x", [(60 * k, v) for k, v in enumerate(values)])
+    b = write(tmp_path / "b.csv", "time,x", [(60 * k, v) for k, v in enumerate(other)])
+    one, two = forecasts(label(a)[0]), forecasts(label(b)[0])
+    assert one[50] == two[50]
+    assert one[50] != ("", "", "")
+    assert [k for k in range(40, 60) if one[k] == two[k]] == [50]
+    assert [row["score"] == "" for row in label(a)[0]] == [True] * 20 + [False] * 40
+    one, two = forecasts(run(a)[0]), forecasts(run(b)[0])
+    assert one[:51] == two[:51]
+
+
+def test_rows_that_are_not_scored_tell_the_others_nothing_of_what_is_to_come(tmp_path: Path) -> None:
+    """Late, repeated, empty, infinite: the others are labelled as in a file without them."""
+    rows: list[tuple[object, ...]] = [
+        (60 * k, v, w) for k, (v, w) in enumerate(zip(wave(50), wave(50, 3), strict=True))
+    ]
+    odd = list(rows)
+    for at, row in ((45, (60 * 10 + 1, 99.0, 99.0)), (40, (60 * 39, 77.0, "")), (30, (60 * 29 + 7, "inf", "nan"))):
+        odd.insert(at, row)
+    plain = label(write(tmp_path / "plain.csv", "time,a,b", rows))[0]
+    mixed = label(write(tmp_path / "mixed.csv", "time,a,b", odd))[0]
+    assert len(mixed) == len(plain) + 5
+    kept = [row for row in mixed if row["value"] not in ("99.0", "77.0", "inf", "nan")]
+    assert kept == plain
+
+
+def test_several_files_are_labelled_as_each_alone(tmp_path: Path) -> None:
+    """Of unequal length, in the wide and in the long form."""
+    long = write(
+        tmp_path / "long.csv", "time,series,value",
+        [(60 * k, name, v + at) for k, v in enumerate(wave(45, 8)) for at, name in enumerate(("p", "q"))],
+    )  # fmt: skip
+    files = [wide(tmp_path, 60, "one.csv", 1), wide(tmp_path, 25, "two.csv", 5), long]
+    for path, together in zip(files, label(*files), strict=True):
+        (alone,) = label(path)
+        assert [row["time"] for row in together] == [row["time"] for row in alone]
+        for name in ("expected", "score"):
+            columns = [[float(row[name] or -1) for row in table] for table in (together, alone)]
+            np.testing.assert_allclose(columns[0], columns[1], atol=1e-4)
+
+
+def test_a_file_without_readings_is_labelled_too(tmp_path: Path) -> None:
+    """Nothing in, nothing out."""
+    assert label(write(tmp_path / "empty.csv", "time,x", [])) == [[]]
+    assert label(write(tmp_path / "blank.csv", "time,x", [(0, ""), (60, "")])) == [[]]

@@ -260,8 +260,7 @@ def test_padding_changes_nothing(config: ForecasterConfig) -> None:
     model = forecaster_of(config).double()
     rng = np.random.default_rng(4)
     lengths = torch.tensor([9, 1, 4, 9, 6])
-    width = config.input_size * (1 + config.bidirectional)
-    padded = torch.from_numpy(rng.normal(size=(5, 9, width)))
+    padded = torch.from_numpy(rng.normal(size=(5, 9, config.width)))
     for row, length in enumerate(lengths):
         padded[row, length:] = torch.inf if row % 2 else 1e30
     past = [torch.from_numpy(rng.normal(size=part.shape) * 0.3) for part in model(padded[:, :1])[1]]
@@ -303,10 +302,12 @@ def test_a_single_bidirectional_layer_is_torch_s() -> None:
 def test_each_direction_sees_its_own_side_only(config: ForecasterConfig) -> None:
     """Deep or not: what comes from the past after step t, and from the future before it, does not reach step t."""
     model = forecaster_of(config)
-    x = torch.randn(2, 12, 10)
+    x = torch.randn(2, 12, config.width)
     changed = x.clone()
     changed[:, 6:, :5] += 1  # from the past: steps 6 and later
-    changed[:, :4, 5:] += 1  # from the future: steps 3 and earlier
+    changed[:, :4, 5:-1] += 1  # from the future: steps 3 and earlier
+    changed[:, :4, -1] += 1  # what follows, in the terms of the forecast: it reaches its own step only
+    changed[:, 6:, -1] += 1
     with torch.no_grad():
         one, two = model(x)[0], model(changed)[0]
     assert torch.equal(one[:, 4:6], two[:, 4:6])
@@ -320,7 +321,7 @@ def test_many_to_one_sees_the_last_real_step(config: ForecasterConfig) -> None:
     torch.manual_seed(5)
     model = ManyToOne(forecaster_of(config), 3)
     lengths = torch.tensor([7, 3, 1])
-    x = torch.randn(3, 7, config.input_size * (1 + config.bidirectional), requires_grad=True)
+    x = torch.randn(3, 7, config.width, requires_grad=True)
     together = model(x, lengths)
     assert together.shape == (3, 3)
     for row, length in enumerate(lengths):

@@ -139,6 +139,13 @@ def test_other_slots_are_left_alone(slots: list[int], seed: int) -> None:
         assert (np.abs(after[slots] - before[slots]).max(axis=1) > 0).all()
 
 
+@pytest.mark.parametrize("attention", [0, 3])
+def test_an_empty_wave_is_nothing(attention: int) -> None:
+    """A batch of late readings only leaves none to step."""
+    for stepper in steppers(random_weights(ForecasterConfig(4, 8, 2, attention=attention)), 5):
+        assert stepper.step(np.empty(0, np.intp), np.empty((0, 4), np.float32)).shape == (0, 9)
+
+
 def test_large_waves_equal_small_ones() -> None:
     """A wave longer than a chunk gives what its rows give one by one."""
     weights = random_weights(ForecasterConfig(4, 8, 1))
