@@ -1,33 +1,46 @@
-"""From scores and cadence to incidents: an alarm opens, is updated, closes when the series is back to its old normal.
+"""From scores and cadence to incidents: an alarm opens, is joined, is updated, closes when all is back to normal.
 
-    score >= 1                                        opened
+    score >= 1                                        opened, or joined: updated
     a score a quarter higher than the last told       updated
     10 readings in a row nearer than half of it to the
-    old normal, by every view that held the alarm     closed
+    old normal, by every view that held the series    the series no longer holds the alarm; the last one: closed
 
 The forecast gets used to a fault that stays, and it is rare no more; the distance from the old normal does not: its
 statistics stand still while an alarm is open. So a jump that stays keeps its alarm, however well it is known by then.
+
+A fault that moves several series of a device is one incident: a series that crosses 1 shortly after the device's alarm
+has had news becomes a member of it. Each series is a member by its own readings alone, from its own score of 1 until it
+is calm; it is not learned from just as long, and then forgets what was learned of the fault. Which incident it belongs
+to changes nothing of that. So scores do not depend on other series, and `step` need not know in which order the
+readings of different series came; `settle` then takes what `step` noted in the order of the stream, so that incidents
+do not depend on how it was cut.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models import calibration
-from streamer.readings import Alarm, Bool, Float32, Float64, Int32, Scores, Wave
+from streamer.readings import Alarm, Bool, Channel, Float32, Float64, Int32, Scores, Wave
+from streamer.registry import Registry
 
 OPEN_SCORE = 1.0
 CALM_SCORE = 0.5
 CALM_READINGS = 10
 UPDATE_RATIO = 1.25
 LASTING = [calibration.LEVEL, calibration.DRIFT]  # the views that do not get used to a fault
+GROUP_READINGS = 30  # so many of its usual intervals after an alarm's last news a series still joins it (by eye)
+NOTED_SCORE = 0.6  # a series that does not reach 1 contributes from here on,
+NEAR_READINGS = 3  # so near to an alarm's news; at 0.5 and 5 twice as many are named by chance
+MOST_CHANNELS = 8  # are named
 KeyOf = Callable[[int], str]
+What = Literal["noted", "opens", "follows"]
 Keep = Callable[[int], calibration.Kept]
 
 
@@ -35,26 +48,61 @@ class Change(NamedTuple):
     """Something that happened to an alarm."""
 
     what: str
-    """opened | updated | closed"""
+    """opened | updated | closed | left: a series no longer holds it, others do"""
     alarm: Alarm
+    series: str | None = None
+    """key of the series to which it happened; None: the alarm's own"""
+
+
+class Reading(NamedTuple):
+    """A reading with a score, as numbers only: a row of `ValueAlarms.noted`."""
+
+    time: float
+    interval: float
+    """seconds between the series' readings, usually"""
+    rarity: float
+    """-log10 p"""
+    score: float
+    view: float
+    value: float
+    expected: float
+    lower: float
+    upper: float
+    usual: float
+
+
+class Note(NamedTuple):
+    """What a reading means to the alarms, before it is said which of them."""
+
+    row: int
+    """in the batch"""
+    slot: int
+    time: float
+    what: What
+    """noted: near the threshold, of a series that is in no alarm"""
+    reading: Reading | None
+    """None if it is neither the first nor the worst of its series"""
+    ends: bool
+    """the series is calm with it"""
 
 
 class End(NamedTuple):
-    """An incident that ended by itself."""
+    """A series is calm again."""
 
     slot: int
     peak_views: Float32
     """the highest of each"""
     kept: calibration.Kept
-    """what the calibration was when it opened"""
+    """what the calibration was when it crossed 1"""
 
 
 class Step(NamedTuple):
-    """What a wave of readings did to the alarms."""
+    """What a wave of readings did."""
 
     normal: Bool
     """per row: the reading does not belong to an alarm"""
-    changes: list[Change]
+    notes: list[Note]
+    """what `settle` wants"""
     ends: list[End]
 
 
@@ -64,156 +112,312 @@ def alarm_id(key: str, kind: str, opened_at: float) -> str:
 
 
 @dataclass(slots=True)
-class _Incident:
-    alarm: Alarm
-    peak_views: Float32
-    told_score: float
+class Member:
+    """A series in alarm, by its own readings alone."""
+
+    slot: int
+    score: float
+    """the highest so far"""
+    peak_views: Sequence[float]
     kept: calibration.Kept | None
     calm: int = 0
     held_by_level: bool = False
 
 
-class SavedIncident(NamedTuple):
-    """One open alarm as a snapshot keeps it."""
+@dataclass(slots=True)
+class Incident:
+    """An open alarm and what belongs to it."""
 
-    slots: list[int]
+    device: int
     alarm: Alarm
-    peak_views: Sequence[float] = ()
+    told_at: float
+    """event time of its last news: it was opened or joined, or got a quarter worse"""
     told_score: float = 0.0
-    calm: int = 0
-    held_by_level: bool = False
-    kept: calibration.Kept | None = None
+    slots: list[int] = field(default_factory=list)
+    """of its members"""
+    channels: dict[str, Reading] = field(default_factory=dict)
+    """the rarest reading of each series that contributes, members or not"""
+
+
+class SavedValue(NamedTuple):
+    """All of `ValueAlarms` but the array."""
+
+    incidents: list[Incident]
+    members: list[Member]
 
 
 class ValueAlarms:
-    """Alarms of kind `value`, at most one a series. Owned by one thread."""
+    """Alarms of kind `value`; a series is a member of at most one. Owned by one thread."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, registry: Registry) -> None:
+        self._registry = registry
         self._is_open = np.zeros(capacity, np.bool_)
-        self._incidents: dict[int, _Incident] = {}
+        self._members: dict[int, Member] = {}
+        self._incidents: dict[str, Incident] = {}  # by id, in the order of opening
+        self._incident_of: dict[int, Incident] = {}
+        self._of_device: dict[int, list[Incident]] = {}
+        self.noted = np.zeros((capacity, len(Reading._fields)))
+        """a `Reading` a slot: of the last few that reached NOTED_SCORE the rarest; zeros: there was none"""
 
     def open_alarms(self) -> list[Alarm]:
         """The incidents that are open now."""
         return [incident.alarm for incident in self._incidents.values()]
 
     def alarm_of(self, slot: int) -> Alarm | None:
-        """The alarm that is open on a series."""
-        incident = self._incidents.get(slot)
+        """The alarm that a series is a member of."""
+        incident = self._incident_of.get(slot)
         return incident.alarm if incident else None
 
-    def is_open(self, slots: NDArray[np.intp]) -> Bool:
-        """Per slot."""
-        opened: Bool = self._is_open[slots]
-        return opened
+    def figures(self, alarm_id: str, key: str) -> dict[str, float]:
+        """Score, value, expected, lower and upper of a series' worst reading in an open alarm; empty if it has none."""
+        incident = self._incidents.get(alarm_id)
+        worst = incident.channels.get(key) if incident else None
+        return (
+            {name: getattr(worst, name) for name in ("score", "value", "expected", "lower", "upper")} if worst else {}
+        )
 
-    def step(self, wave: Wave, scores: Scores, key_of: KeyOf, keep: Keep) -> Step:
-        """Takes a scored wave, before anything is learned from it.
+    # --- Series by series ---
 
-        Only readings that open an alarm or belong to one cost more than a look.
+    def step(self, wave: Wave, scores: Scores, rows: NDArray[np.intp], keep: Keep) -> Step:
+        """Takes a scored wave, before anything is learned from it; `rows` `(n,)` are its row numbers in the batch.
+
+        Only readings near the threshold, or of a series in alarm, cost more than a look.
         """
         score = scores.score[wave.rows]
-        concerned = np.flatnonzero(self._is_open[wave.slots] | (score >= OPEN_SCORE))
+        concerned = np.flatnonzero(self._is_open[wave.slots] | (score >= NOTED_SCORE))
         normal = np.ones(len(wave.slots), np.bool_)
-        changes: list[Change] = []
+        notes: list[Note] = []
         ends: list[End] = []
         for row in concerned.tolist():
-            slot = int(wave.slots[row])
-            incident = self._incidents.get(slot)
-            if incident is None:
-                incident = self._open(slot, row, wave, scores, key_of, keep)
-                changes.append(Change("opened", incident.alarm))
-            elif self._follow(incident, row, wave, scores):
-                changes.append(Change("updated", incident.alarm))
+            at, slot, time = int(rows[row]), int(wave.slots[row]), float(wave.time[row])
+            member = self._members.get(slot)
+            what: What = "opens" if member is None else "follows"
+            if member is not None:
+                is_worst = self._follow(member, row, wave, float(score[row]))
+            elif score[row] >= OPEN_SCORE:
+                is_worst = True
+                member = Member(slot, float(score[row]), wave.views[row].tolist(), keep(slot))
+                self._members[slot] = member
+                self._is_open[slot] = True
+            else:
+                notes.append(Note(at, slot, time, "noted", _reading(row, wave, scores), False))
+                continue
             normal[row] = False
-            self._calm(incident, wave, row, scored=not np.isnan(score[row]))
-            if incident.calm >= CALM_READINGS:
-                at = float(wave.time[row])
-                changes.append(Change("closed", replace(incident.alarm, closed_at=at, updated_at=at)))
-                if incident.kept is not None:
-                    ends.append(End(slot, incident.peak_views, incident.kept))
+            self._calm(member, wave, row, scored=not np.isnan(score[row]))
+            ended = member.calm >= CALM_READINGS
+            notes.append(Note(at, slot, time, what, _reading(row, wave, scores) if is_worst else None, ended))
+            if ended:
+                if member.kept is not None:
+                    ends.append(End(slot, np.array(member.peak_views, np.float32), member.kept))
                 self._forget(slot)
-        return Step(normal, changes, ends)
-
-    def _open(self, slot: int, row: int, wave: Wave, scores: Scores, key_of: KeyOf, keep: Keep) -> _Incident:
-        key, at = key_of(slot), float(wave.time[row])
-        alarm = _worst(Alarm(alarm_id(key, "value", at), "value", key, at, at, readings=1), row, wave, scores)
-        incident = _Incident(alarm, wave.views[row].copy(), alarm.score or 0.0, keep(slot))
-        self._incidents[slot] = incident
-        self._is_open[slot] = True
-        return incident
+        return Step(normal, notes, ends)
 
     @staticmethod
-    def _follow(incident: _Incident, row: int, wave: Wave, scores: Scores) -> bool:
-        """Adds a reading to an incident; True if there is something to tell."""
-        alarm = replace(incident.alarm, updated_at=float(wave.time[row]), readings=incident.alarm.readings + 1)
-        incident.alarm = alarm
-        if incident.held_by_level and wave.distances[row, LASTING].max() < CALM_SCORE:
+    def _follow(member: Member, row: int, wave: Wave, score: float) -> bool:
+        """Adds a reading; True if it is the worst so far."""
+        if member.held_by_level and wave.distances[row, LASTING].max() < CALM_SCORE:
             return False  # the way back from a long fault surprises as much as the fault did, and is not worse
-        score = float(scores.score[wave.rows[row]])
-        if score > (alarm.score or 0.0):
-            incident.alarm = _worst(alarm, row, wave, scores)
-        np.maximum(incident.peak_views, wave.views[row], out=incident.peak_views)
-        if score > UPDATE_RATIO * incident.told_score:
-            incident.told_score = score
+        member.peak_views = np.maximum(member.peak_views, wave.views[row]).tolist()
+        if score > member.score:
+            member.score = score
             return True
         return False
 
     @staticmethod
-    def _calm(incident: _Incident, wave: Wave, row: int, *, scored: bool) -> None:
+    def _calm(member: Member, wave: Wave, row: int, *, scored: bool) -> None:
         if wave.distances[row, LASTING].max() >= OPEN_SCORE:
-            incident.held_by_level = True
+            member.held_by_level = True
         if not scored:
             return  # no verdict is no sign of calm
         distances = wave.distances[row]
-        holding = distances if incident.held_by_level else np.delete(distances, LASTING)
-        incident.calm = incident.calm + 1 if holding.max() < CALM_SCORE else 0
+        holding = distances if member.held_by_level else np.delete(distances, LASTING)
+        member.calm = member.calm + 1 if holding.max() < CALM_SCORE else 0
 
     def _forget(self, slot: int) -> None:
-        del self._incidents[slot]
+        del self._members[slot]
         self._is_open[slot] = False
 
-    def state(self) -> list[SavedIncident]:
-        """What `restore` wants."""
-        return [
-            SavedIncident(
-                [slot], each.alarm, each.peak_views.tolist(), each.told_score, each.calm, each.held_by_level, each.kept
-            )
-            for slot, each in self._incidents.items()
-        ]
+    # --- In the order of the stream ---
 
-    def restore(self, saved: list[SavedIncident], *, with_kept: bool) -> None:
-        """Puts back what `state` gave; without what was kept of the calibration if other weights had made it."""
-        for each in saved:
-            slot, views = each.slots[0], np.array(each.peak_views, np.float32)
-            kept = each.kept if with_kept else None
-            self._incidents[slot] = _Incident(each.alarm, views, each.told_score, kept, each.calm, each.held_by_level)
-            self._is_open[slot] = True
+    def settle(self, notes: list[Note]) -> list[Change]:
+        """Takes all notes of a batch, and says what has become of the alarms."""
+        changes: list[Change] = []
+        for note in sorted(notes, key=lambda note: note.row):
+            key = self._registry.key(note.slot)
+            if note.what == "noted" and note.reading is not None:
+                self._note(note.slot, key, note.reading)
+            elif note.what == "opens" and note.reading is not None:
+                changes.append(self._open(note.slot, key, note.reading))
+            elif self._go_on(note, key):
+                changes.append(Change("updated", self._incident_of[note.slot].alarm, key))
+            if note.ends:
+                changes.append(self._leave(note.slot, key, note.time))
+        return changes
+
+    def _note(self, slot: int, key: str, reading: Reading) -> None:
+        """Keeps it for an alarm that may come, and adds it to one that has just come."""
+        before = Reading(*self.noted[slot].tolist())
+        if reading.rarity >= before.rarity or not _is_near(reading, before.time, NEAR_READINGS):
+            self.noted[slot] = reading
+        incident = self._recent(self._registry.device(slot), reading, NEAR_READINGS)
+        if incident is not None:
+            self._add(incident, key, reading)
+            _describe(incident)
+
+    def _open(self, slot: int, key: str, reading: Reading) -> Change:
+        device, at = self._registry.device(slot), reading.time
+        incident = self._recent(device, reading, GROUP_READINGS)
+        what = "updated"
+        if incident is None:
+            what = "opened"
+            incident = Incident(device, Alarm(alarm_id(key, "value", at), "value", key, at, at), at)
+            self._incidents[incident.alarm.id] = incident
+            self._of_device.setdefault(device, []).append(incident)
+        incident.slots.append(slot)
+        self._incident_of[slot] = incident
+        members = (*incident.alarm.members, key)
+        incident.alarm = replace(incident.alarm, updated_at=at, readings=incident.alarm.readings + 1, members=members)
+        self._add(incident, key, reading)
+        self._tell(incident, reading)
+        return Change(what, incident.alarm, key)
+
+    def _go_on(self, note: Note, key: str) -> bool:
+        """Adds a member's reading; True if there is something to tell."""
+        incident = self._incident_of[note.slot]
+        incident.alarm = replace(incident.alarm, updated_at=note.time, readings=incident.alarm.readings + 1)
+        if note.reading is None:
+            return False
+        self._add(incident, key, note.reading)
+        if note.reading.score > UPDATE_RATIO * incident.told_score:
+            self._tell(incident, note.reading)
+            return True
+        _describe(incident)
+        return False
+
+    def _recent(self, device: int, reading: Reading, readings: float) -> Incident | None:
+        """The open incident of the device whose last news is so few intervals away; of several the latest."""
+        near = [each for each in self._of_device.get(device, ()) if _is_near(reading, each.told_at, readings)]
+        return max(near, key=lambda each: each.told_at, default=None)
+
+    @staticmethod
+    def _add(incident: Incident, key: str, reading: Reading) -> None:
+        before = incident.channels.get(key)
+        if before is None or reading.rarity > before.rarity:
+            incident.channels[key] = reading
+
+    def _tell(self, incident: Incident, reading: Reading) -> None:
+        """There is news: who else was near the threshold belongs to it."""
+        incident.told_at = reading.time
+        incident.told_score = max(incident.told_score, reading.score)
+        for slot in np.flatnonzero(self._registry.devices == incident.device).tolist():
+            noted = Reading(*self.noted[slot].tolist())
+            is_known = noted.score > 0 and slot not in self._incident_of
+            if is_known and _is_near(noted, incident.told_at, NEAR_READINGS):
+                self._add(incident, self._registry.key(slot), noted)
+        _describe(incident)
+
+    def _leave(self, slot: int, key: str, at: float) -> Change:
+        """A series no longer holds its alarm."""
+        incident = self._incident_of.pop(slot)
+        incident.slots.remove(slot)
+        members = tuple(member for member in incident.alarm.members if member != key)
+        incident.alarm = replace(incident.alarm, members=members)
+        if incident.slots:
+            return Change("left", incident.alarm, key)
+        del self._incidents[incident.alarm.id]
+        self._of_device[incident.device].remove(incident)
+        if not self._of_device[incident.device]:
+            del self._of_device[incident.device]
+        return Change("closed", replace(incident.alarm, closed_at=at, updated_at=at), key)
+
+    def state(self) -> SavedValue:
+        """What `restore` wants, not copied."""
+        return SavedValue(list(self._incidents.values()), list(self._members.values()))
+
+    def restore(self, saved: SavedValue, *, with_kept: bool) -> None:
+        """Takes over what `state` gave; without what was kept of the calibration if other weights had made it."""
+        for incident in saved.incidents:
+            self._incidents[incident.alarm.id] = incident
+            self._of_device.setdefault(incident.device, []).append(incident)
+            self._incident_of.update(dict.fromkeys(incident.slots, incident))
+        for member in saved.members:
+            member.kept = member.kept if with_kept else None
+            self._members[member.slot] = member
+            self._is_open[member.slot] = True
 
     def evict(self, slots: NDArray[np.intp]) -> list[Change]:
-        """Closes the alarms of series that are forgotten."""
+        """Takes series that are about to be forgotten out of their alarms."""
         changes = []
         for slot in slots.tolist():
-            if slot in self._incidents:
-                alarm = self._incidents[slot].alarm
-                changes.append(Change("closed", replace(alarm, closed_at=alarm.updated_at)))
+            if slot in self._members:
                 self._forget(slot)
+                at = self._incident_of[slot].alarm.updated_at
+                changes.append(self._leave(slot, self._registry.key(slot), at))
+        self.noted[slots] = 0
         return changes
 
 
-def _worst(alarm: Alarm, row: int, wave: Wave, scores: Scores) -> Alarm:
-    """The alarm with this reading of the wave as its worst."""
+def _reading(row: int, wave: Wave, scores: Scores) -> Reading:
     at = wave.rows[row]
-    value, expected = float(wave.value[row]), float(scores.expected[at])
-    return replace(
-        alarm,
-        value=value,
-        expected=expected,
+    score = float(scores.score[at])
+    return Reading(
+        time=float(wave.time[row]),
+        interval=float(wave.interval[row]),
+        rarity=score * float(wave.strictness[row]),
+        score=score,
+        view=float(scores.view[at]),
+        value=float(wave.value[row]),
+        expected=float(scores.expected[at]),
         lower=float(scores.lower[at]),
         upper=float(scores.upper[at]),
-        score=float(scores.score[at]),
-        direction="above" if value >= expected else "below",
-        view=calibration.VIEWS[int(scores.view[at])],
+        usual=float(wave.usual[row]),
     )
+
+
+def _is_near(reading: Reading, time: float, readings: float) -> bool:
+    """At most so many of the series' usual intervals lie between; a series whose clock is behind is as near."""
+    return abs(reading.time - time) <= readings * reading.interval
+
+
+def _describe(incident: Incident) -> None:
+    """Brings what the alarm says up to what is known: its own series' worst reading, and the channels."""
+    ranked = sorted(incident.channels.items(), key=lambda item: -item[1].rarity)[:MOST_CHANNELS]
+    total = sum(reading.rarity for _, reading in ranked)
+    own = _channel(incident.alarm.key, 1.0, incident.channels[incident.alarm.key])
+    incident.alarm = replace(
+        incident.alarm,
+        value=own.value,
+        expected=own.expected,
+        lower=own.lower,
+        upper=own.upper,
+        usual=own.usual,
+        score=own.score,
+        direction="above" if own.value >= (own.expected if own.usual is None else own.usual) else "below",
+        view=own.view,
+        channels=tuple(_channel(key, reading.rarity / total, reading) for key, reading in ranked),
+    )
+
+
+def _channel(key: str, share: float, reading: Reading) -> Channel:
+    view = int(reading.view)
+    return Channel(
+        key,
+        share,
+        reading.score,
+        calibration.VIEWS[view],
+        reading.value,
+        reading.expected,
+        reading.lower,
+        reading.upper,
+        reading.usual if view in LASTING else None,
+    )
+
+
+class SavedSilence(NamedTuple):
+    """An open alarm of kind `silent` as a snapshot keeps it."""
+
+    slots: list[int]
+    alarm: Alarm
 
 
 class SilenceAlarms:
@@ -293,11 +497,11 @@ class SilenceAlarms:
         self._incident_of[members] = self._serial
         return Change("opened", alarm)
 
-    def state(self) -> list[SavedIncident]:
+    def state(self) -> list[SavedSilence]:
         """What `restore` wants."""
-        return [SavedIncident(members.tolist(), alarm) for alarm, members in self._open.values()]
+        return [SavedSilence(members.tolist(), alarm) for alarm, members in self._open.values()]
 
-    def restore(self, saved: list[SavedIncident]) -> None:
+    def restore(self, saved: list[SavedSilence]) -> None:
         """Puts back what `state` gave."""
         for each in saved:
             self._serial += 1

@@ -95,7 +95,8 @@ class Detector:
 
         raw = np.empty((len(rows), len(calibration.VIEWS)), np.float32)
         raw[:, calibration.ERROR] = np.minimum(np.arcsinh(np.abs(value - expected) / look.scale), features.Y_LIMIT)
-        away = np.abs(y - look.inputs[:, DAY_VALUE] * look.inputs[:, DAY_KNOWN])
+        usual = look.inputs[:, DAY_VALUE] * look.inputs[:, DAY_KNOWN]
+        away = np.abs(y - usual)
         raw[:, calibration.LEVEL] = away
         raw[:, calibration.DRIFT] = np.minimum(away, calibration.MOST_DRIFT)
         views = self.calibration.smooth(slots, raw)
@@ -117,7 +118,8 @@ class Detector:
         scores.surprise[rows] = np.where(known, mixture.tail_surprise(forecast, y), np.nan)
         for column, values in ((scores.expected, expected), (scores.lower, lower), (scores.upper, upper)):
             column[rows] = np.where(known, values, np.nan)
-        return Wave(rows, slots, time, value, look.elapsed, views, levels, distance, strict)
+        usual_value = features.from_y(usual, look.location, look.scale)
+        return Wave(rows, slots, time, value, look.elapsed, views, levels, distance, strict, usual_value, interval)
 
     def learn(self, scores: Scores, wave: Wave, normal: Bool) -> None:
         """Takes a scored wave in. `normal` `(len(wave.slots),)`: False where the reading belongs to an open alarm."""

@@ -102,7 +102,7 @@ class Engine:
         self._has_settled = False
         self._touched: set[int] = set()
         self._remembered: list[Alarm] = []
-        self._lost: list[Alarm] = []
+        self._lost: list[Change] = []
         self._swept_at = -np.inf
         self._saved_at = clock.monotonic()
         self._mailbox: Adjustment | None = None
@@ -139,10 +139,17 @@ class Engine:
     def close_lost(self, remembered: list[Alarm]) -> None:
         """Before `start`: the alarms that were open when the last run ended, however it ended.
 
-        Those of which the restored state knows nothing are told as closed, and their retained states are taken back.
+        Those of which the restored state knows nothing are told as closed; the retained states of all series that are
+        in no alarm by it are taken back.
         """
-        known = {alarm.id for alarm in self._shard.open_alarms()}
-        self._lost = [alarm for alarm in remembered if alarm.id not in known]
+        known = self._shard.open_alarms()
+        ids, series = {alarm.id for alarm in known}, {key for alarm in known for key in _series_of(alarm)}
+        for alarm in remembered:
+            told = set(series)
+            if alarm.id not in ids:
+                self._lost.append(Change("closed", alarm))
+                told.add(alarm.key)
+            self._lost += [Change("left", alarm, key) for key in _series_of(alarm) if key not in told]
 
     def adjust(self, adjustment: Adjustment) -> None:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
@@ -335,10 +342,11 @@ class Engine:
         """A broker that was away may have lost what it had retained; and a run that was killed has left some behind."""
         now = self._clock.now()
         lost, self._lost = self._lost, []
-        self._tell([Change("closed", replace(alarm, updated_at=now, closed_at=now)) for alarm in lost])
+        self._tell([each._replace(alarm=replace(each.alarm, updated_at=now, closed_at=now)) for each in lost])
         if self._publish_series != "off":
             for alarm in self._shard.open_alarms():
-                self._send(self._state_of_alarm(alarm))
+                for key in _series_of(alarm):
+                    self._send(self._state_of_alarm(alarm, key))
 
     def _take_mail(self) -> None:
         adjustment, self._mailbox = self._mailbox, None
@@ -391,34 +399,29 @@ class Engine:
         if not changes:
             return
         self.alarms = self._shard.open_alarms()
-        still_open = {alarm.key: alarm for alarm in self.alarms}
+        still_open = {key: alarm for alarm in self.alarms for key in _series_of(alarm)}
+        latest = {change.alarm.id: change for change in changes if change.what != "left"}
         for change in changes:
-            alarm = change.alarm
-            level = logging.WARNING if change.what == "opened" else logging.INFO
-            if change.what != "updated":
-                figures = alarm.detail if alarm.kind == "silent" else {
-                    "value": alarm.value, "expected": alarm.expected, "lower": alarm.lower, "upper": alarm.upper,
-                    "score": alarm.score, "view": alarm.view,
-                }  # fmt: skip
-                event(log, level, f"alarm {change.what}", id=alarm.id, kind=alarm.kind, key=alarm.key, **figures)
-            self._send(outbox.alarm_event(self._instance, change))
+            alarm, key = change.alarm, change.series or change.alarm.key
+            if change.what in ("opened", "closed"):
+                level = logging.WARNING if change.what == "opened" else logging.INFO
+                event(
+                    log, level, f"alarm {change.what}", id=alarm.id, kind=alarm.kind, key=alarm.key, **_figures(alarm)
+                )
+            # A fault that moves a hundred fields of one message has a hundred updates: the last one says it all.
+            if change.what != "left" and (change.what != "updated" or change is latest[alarm.id]):
+                self._send(outbox.alarm_event(self._instance, change))
             if self._publish_series != "off":
                 # A series that was in alarm and then fell silent has two; the state tells of one that is open.
-                shown = alarm if change.what != "closed" else still_open.get(alarm.key)
+                shown = alarm if change.what in ("opened", "updated") else still_open.get(key)
                 self._send(
-                    outbox.no_series_state(self._instance, alarm.key) if shown is None else self._state_of_alarm(shown)
+                    outbox.no_series_state(self._instance, key) if shown is None else self._state_of_alarm(shown, key)
                 )
 
-    def _state_of_alarm(self, alarm: Alarm) -> outbox.Outgoing:
-        figures = {
-            name: number
-            for name in ("score", "value", "expected", "lower", "upper")
-            if (number := getattr(alarm, name)) is not None
-        }
+    def _state_of_alarm(self, alarm: Alarm, key: str) -> outbox.Outgoing:
         state = "silent" if alarm.kind == "silent" else "alarm"
-        return outbox.series_state(
-            self._instance, alarm.key, state, time=alarm.updated_at, figures=figures, alarm=alarm
-        )
+        figures = self._shard.value_alarms.figures(alarm.id, key)
+        return outbox.series_state(self._instance, key, state, time=alarm.updated_at, figures=figures, alarm=alarm)
 
     def _note_touched(self, slots: NDArray[np.int32]) -> None:
         if self._publish_series == "all":
@@ -447,3 +450,19 @@ class Engine:
 
 def _kinds(outcome: Outcome, what: str) -> dict[str, int]:
     return dict(Counter(change.alarm.kind for change in outcome.changes if change.what == what))
+
+
+def _series_of(alarm: Alarm) -> tuple[str, ...]:
+    """Whose state an alarm is; of a device that is silent its joint key."""
+    return alarm.members or (alarm.key,)
+
+
+def _figures(alarm: Alarm) -> dict[str, float | str | None]:
+    """What the log says of an alarm."""
+    if alarm.kind == "silent":
+        return dict(alarm.detail)
+    names = ("value", "expected", "lower", "upper", "usual", "score", "view")
+    channels = ", ".join(f"{channel.key} {channel.share:.0%}" for channel in alarm.channels)
+    return {name: getattr(alarm, name) for name in names if name != "usual" or alarm.usual is not None} | {
+        "channels": channels
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -26,8 +25,9 @@ def alarm_event(instance: str, change: Change) -> Outgoing:
     alarm = change.alarm
     document: dict[str, object] = {"event": change.what, "topic": topic_of(alarm), "field": field_of(alarm)}
     document |= msgspec.to_builtins(alarm)
+    del document["members"]  # `series/...` says it, and there may be hundreds
     document |= {"opened": _iso(alarm.opened_at), "closed": _iso(alarm.closed_at)}
-    return Outgoing(output_topic(instance, "alarm", alarm.key), _encode(document), retain=False)
+    return Outgoing(output_topic(instance, "alarm", alarm.key), msgspec.json.encode(document), retain=False)
 
 
 def series_state(
@@ -36,7 +36,7 @@ def series_state(
     """`series/<key>`: how a series stands; `figures` holds score, value, expected, lower, upper."""
     document: dict[str, object] = {"key": key, "state": state, "time": time, **figures}
     document["alarm"] = alarm.id if alarm else None
-    return Outgoing(output_topic(instance, "series", key), _encode(document), retain=True)
+    return Outgoing(output_topic(instance, "series", key), msgspec.json.encode(document), retain=True)
 
 
 def no_series_state(instance: str, key: str) -> Outgoing:
@@ -61,8 +61,3 @@ def _iso(time: float | None) -> str | None:
         return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     except (OverflowError, ValueError, OSError):  # an event time outside the years 1 to 9999
         return None
-
-
-def _encode(document: dict[str, object]) -> bytes:
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in document.items()}
-    return msgspec.json.encode(finite)

@@ -120,6 +120,27 @@ class Wave:
     """(n, views): how far from the old normal, on the same scale; it is what an open alarm is held by"""
     strictness: Float64
     """-log10 p* of the series: what a score of 1 means"""
+    usual: Float64
+    """what this time of day usually holds, in the series' own unit: what the views `level` and `drift` judge by"""
+    interval: Float64
+    """seconds of event time between the series' readings, usually"""
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What one series contributes to an incident: its worst reading, and what would have been normal then."""
+
+    key: str
+    share: float
+    """of the rarity, -log10 p, of all channels that are named; they add up to 1"""
+    score: float
+    view: str
+    value: float
+    expected: float
+    lower: float
+    upper: float
+    usual: float | None
+    """the usual level of the views that judge by it, whose forecast may have got used to the fault; else None"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,24 +152,31 @@ class Alarm:
     kind: str
     """value | silent"""
     key: str
+    """the series that opened it"""
     opened_at: float
     """event time, epoch seconds"""
     updated_at: float
     closed_at: float | None = None
     """None while it is open"""
     value: float | None = None
-    """the reading that opened it, later the worst one; None for a silent series"""
+    """the reading of the series `key` that opened it, later its worst one; None for a silent series"""
     expected: float | None = None
     lower: float | None = None
     """the 99 % band of the forecast"""
     upper: float | None = None
+    usual: float | None = None
+    """as in `Channel`"""
     score: float | None = None
-    """the highest so far"""
+    """of that reading, the highest of the series"""
     direction: str | None = None
-    """above | below what was expected"""
+    """above | below what is usual, where that is known, else what was expected"""
     view: str | None = None
-    """which view of the detector gave the highest score"""
+    """which view of the detector gave the score"""
     readings: int = 0
-    """since it opened"""
+    """of its members, since it opened"""
+    channels: tuple[Channel, ...] = ()
+    """the series of the device that contribute, the largest share first; empty for `silent`"""
+    members: tuple[str, ...] = ()
+    """keys of the series that hold a `value` alarm open now"""
     detail: dict[str, float] = field(default_factory=dict)
     """figures of the kind: for `silent` the usual and the present interval in seconds"""

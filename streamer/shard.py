@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.weights import Weights
-from streamer.alarms import Change, SavedIncident, SilenceAlarms, ValueAlarms
+from streamer.alarms import Change, Note, SavedSilence, SavedValue, SilenceAlarms, ValueAlarms
 from streamer.clock import Cadence
 from streamer.detector import Detector, no_scores, waves
 from streamer.readings import Alarm, Batch, Float64, Int32, Scores
@@ -46,8 +46,8 @@ class _Rest(msgspec.Struct):
 
     weights_sha256: str
     registry: RegistryState
-    value_alarms: list[SavedIncident]
-    silence_alarms: list[SavedIncident]
+    value_alarms: SavedValue
+    silence_alarms: list[SavedSilence]
 
 
 class Shard:
@@ -79,7 +79,7 @@ class Shard:
             offline=self._offline,
         )
         self.cadence = Cadence(capacity)
-        self.value_alarms = ValueAlarms(capacity)
+        self.value_alarms = ValueAlarms(capacity, self.registry)
         self.silence_alarms = SilenceAlarms(capacity)
 
     def process(self, batch: Batch, arrival: float | Float64) -> Outcome:
@@ -89,21 +89,22 @@ class Shard:
         """
         arrivals = np.broadcast_to(np.asarray(arrival, np.float64), (len(batch),))
         scores, strictness = no_scores(len(batch)), np.full(len(batch), np.nan)
-        changes: list[Change] = []
+        notes: list[Note] = []
+        heard: list[Change] = []
         for rows in waves(batch.slot):
             part, wave = self.detector.score(batch[rows])
-            step = self.value_alarms.step(wave, part, self.registry.key, self.detector.calibration.keep)
+            step = self.value_alarms.step(wave, part, rows[wave.rows], self.detector.calibration.keep)
             self.detector.learn(part, wave, step.normal)
             for end in step.ends:
                 self.detector.calibration.put_back(end.slot, end.kept, end.peak_views)
             came = arrivals[rows]
             ordinary = ~self.silence_alarms.is_silent(wave.slots)
             self.cadence.observe(wave.slots, wave.elapsed, came[wave.rows], ordinary)
-            changes += step.changes
-            changes += self.hear(batch.slot[rows].astype(np.intp), came)
+            notes += step.notes
+            heard += self.hear(batch.slot[rows].astype(np.intp), came)
             scores.put(rows, part)
             strictness[rows[wave.rows]] = wave.strictness
-        return Outcome(scores, strictness, changes)
+        return Outcome(scores, strictness, self.value_alarms.settle(notes) + heard)
 
     def hear(self, slots: NDArray[np.intp], arrival: Float64) -> list[Change]:
         """`slots` (unique) have sent something, a reading or not, at `arrival` `(n,)`: none of them is silent."""
@@ -161,7 +162,8 @@ class Shard:
 
     def _arrays(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the first `count` rows of every array."""
-        return self.detector.export(count) | {"cadence": self.cadence.rows[:count].copy()}
+        others = {"cadence": self.cadence.rows, "noted": self.value_alarms.noted}
+        return self.detector.export(count) | {name: array[:count].copy() for name, array in others.items()}
 
     def restore(self, state: State) -> str | None:
         """Becomes what `export` saw; for a shard that has met no reading. None, or what had to be left behind.
@@ -185,6 +187,7 @@ class Shard:
         self.registry.restore(rest.registry)
         self.detector.restore(arrays)
         self.cadence.rows[:count] = arrays["cadence"]
+        self.value_alarms.noted[:count] = arrays["noted"]
         self.value_alarms.restore(rest.value_alarms, with_kept=is_ours)
         self.silence_alarms.restore(rest.silence_alarms)
         return None if is_ours else "the hidden states and the calibration: other weights had made them"

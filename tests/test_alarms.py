@@ -7,16 +7,16 @@ import pytest
 
 from models import weights
 from models.features import Narrow, Wide
-from streamer.alarms import Change, alarm_id
-from streamer.readings import Batch
+from streamer.alarms import NOTED_SCORE, OPEN_SCORE, Change, alarm_id
+from streamer.readings import Batch, Float64
 from streamer.registry import Registry
 from streamer.shard import Shard
 
 START = 1_790_000_000.0
 
 
-def shard(capacity: int = 16) -> Shard:
-    return Shard(Registry(capacity, 1e9, 1e9), weights.load(), capacity, budget_per_series_month=1.0)
+def shard(capacity: int = 16, budget: float = 1.0) -> Shard:
+    return Shard(Registry(capacity, 1e9, 1e9), weights.load(), capacity, budget_per_series_month=budget)
 
 
 def feed(
@@ -94,6 +94,178 @@ def test_a_burst_that_comes_again_and_again_alarms_a_few_times_only() -> None:
         opened.append(whats(feed(target, values, first=400 + 60 * k)).count("opened"))
     assert opened[0] == 1
     assert sum(opened[10:]) <= 2
+
+
+# --- One incident of a device is one alarm ---
+
+FIELDS = ["oven#temperature", "oven#power", "oven#pressure"]
+
+
+def device(n: int, first: int = 0) -> Float64:
+    """Calm readings of three fields `(n, 3)`."""
+    return np.column_stack([calm(n, 10_000 * field + first) for field in range(3)]).astype(np.float64)
+
+
+def feed_device(
+    to: Shard, values: Float64, *, first: int = 0, keys: list[str] = FIELDS, at_once: int = 1
+) -> list[Change]:
+    """One message a minute with all fields, `at_once` of them a batch."""
+    slot = to.registry.resolve(keys, 0.0)
+    changes: list[Change] = []
+    for start in range(0, len(values), at_once):
+        part = values[start : start + at_once]
+        at = START + 60.0 * np.arange(first + start, first + start + len(part), dtype=np.float64)
+        n = part.size
+        batch = Batch(np.tile(slot, len(part)), at.repeat(len(slot)), part.ravel(), np.zeros(n, np.uint8))
+        changes += to.process(batch, float(at[-1])).changes
+    return changes
+
+
+def told(changes: list[Change]) -> list[tuple[str, str | None]]:
+    return [(change.what, change.series) for change in changes]
+
+
+def warm_device() -> Shard:
+    target = shard()
+    assert feed_device(target, device(400)) == []
+    return target
+
+
+def test_a_fault_that_moves_three_fields_is_one_alarm() -> None:
+    """Opened under the first, joined by the others, held by all, closed once; it names all three."""
+    target = warm_device()
+    fault = device(5, 400) + np.array([40.0, 60.0, 4e3])
+    changes = feed_device(target, fault, first=400)
+    assert told(changes)[:3] == [("opened", FIELDS[0]), ("updated", FIELDS[1]), ("updated", FIELDS[2])]
+    assert {change.alarm.id for change in changes} == {alarm_id(FIELDS[0], "value", START + 60 * 400)}
+    (alarm,) = target.open_alarms()
+    assert alarm.members == tuple(FIELDS)
+    assert [target.value_alarms.alarm_of(slot) for slot in range(3)] == [alarm] * 3
+    assert {channel.key for channel in alarm.channels} == set(FIELDS)
+    assert [channel.share for channel in alarm.channels] == sorted((c.share for c in alarm.channels), reverse=True)
+    assert (alarm.channels[0].key, alarm.channels[0].value > 3e3) == (FIELDS[2], True)
+    assert sum(channel.share for channel in alarm.channels) == pytest.approx(1.0)
+    assert all(channel.value in fault[:, FIELDS.index(channel.key)] for channel in alarm.channels)
+    (own,) = [channel for channel in alarm.channels if channel.key == alarm.key]
+    assert (alarm.value, alarm.expected, alarm.score) == (own.value, own.expected, own.score)
+    assert alarm.readings == 15
+    after = told(feed_device(target, device(60, 405), first=405))
+    assert sorted(what for what, _ in after) == ["closed", "left", "left"]
+    assert after[-1][0] == "closed"
+    assert target.open_alarms() == []
+
+
+@pytest.mark.parametrize(("later", "alarms"), [(20, 1), (60, 2)])
+def test_an_alarm_of_long_standing_swallows_no_new_fault(later: int, alarms: int) -> None:
+    """A field that goes wrong within 30 readings joins; later it is an incident of its own, and closes by itself."""
+    target = warm_device()
+    fault = device(later + 60, 400)
+    fault[:, 0] += 40.0
+    fault[later : later + 3, 1] += 60.0
+    changes = feed_device(target, fault, first=400)
+    assert whats(changes).count("opened") == alarms
+    assert told(changes)[-1] == ("left" if alarms == 1 else "closed", FIELDS[1])
+    (alarm,) = target.open_alarms()
+    assert alarm.members == (FIELDS[0],)
+    assert alarm.opened_at == START + 60 * 400
+    assert len(alarm.channels) == (2 if alarms == 1 else 1)
+
+
+def test_a_member_that_is_calm_holds_no_more() -> None:
+    """The field that opened it is back, another is not: the alarm keeps key and id, and closes with the last one."""
+    target = warm_device()
+    fault = device(40, 400)
+    fault[0] += [40.0, 60.0, 0.0]
+    fault[:, 1] += 60.0
+    changes = feed_device(target, fault, first=400)
+    assert told(changes)[-1] == ("left", FIELDS[0])
+    (alarm,) = target.open_alarms()
+    assert (alarm.key, alarm.members) == (FIELDS[0], (FIELDS[1],))
+    assert target.value_alarms.alarm_of(0) is None
+    last = feed_device(target, device(60, 440), first=440)
+    assert told(last) == [("closed", FIELDS[1])]
+    assert last[0].alarm.id == alarm.id
+
+
+def test_what_a_series_learns_does_not_depend_on_its_device() -> None:
+    """Three fields of one device and three devices of one field: scores and state are equal bit for bit."""
+    together, apart = shard(), shard()
+    values = np.concatenate([device(400), device(5, 400) + np.array([40.0, 60.0, 0.0]), device(100, 405)])
+    opened = [
+        whats(feed_device(to, values, keys=keys)).count("opened")
+        for to, keys in ((together, FIELDS), (apart, [f"oven{k}#x" for k in range(3)]))
+    ]
+    assert opened == [1, 2]
+    here, there = together.export().arrays, apart.export().arrays
+    for name, array in here.items():
+        np.testing.assert_array_equal(array, there[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("later", "is_named"), [(-2, True), (2, True), (-40, False), (40, False)])
+def test_a_field_near_the_threshold_is_named_and_holds_nothing(later: int, is_named: bool) -> None:
+    """A few readings before or after the alarm's last news; not what was long ago."""
+    target = warm_device()
+    values = device(120, 400)
+    values[60:, 0] += 40.0
+    values[60 + later, 1] += 1.7
+    changes = feed_device(target, values[: 61 + later], first=400)
+    assert NOTED_SCORE <= target.detector.latest[1, 0] < OPEN_SCORE
+    changes += feed_device(target, values[61 + later :], first=461 + later)
+    assert told(changes)[0] == ("opened", FIELDS[0])
+    (alarm,) = target.open_alarms()
+    assert alarm.members == (FIELDS[0],)
+    assert [channel.key for channel in alarm.channels] == FIELDS[: 1 + is_named]
+
+
+def test_of_two_incidents_the_later_one_is_joined() -> None:
+    """Both are open, one for a long time."""
+    target = warm_device()
+    fault = device(80, 400)
+    fault[:, 0] += 40.0
+    fault[60:, 1] += 60.0
+    fault[70:, 2] += 80.0
+    feed_device(target, fault, first=400)
+    assert [alarm.members for alarm in target.open_alarms()] == [(FIELDS[0],), (FIELDS[1], FIELDS[2])]
+
+
+def test_other_devices_have_alarms_of_their_own() -> None:
+    """The same minute, another topic."""
+    target = shard()
+    keys = ["oven/1#t", "oven/2#t", "oven/3#t"]
+    feed_device(target, device(400), keys=keys)
+    changes = feed_device(target, device(1, 400) + 60.0, first=400, keys=keys)
+    assert told(changes) == [("opened", key) for key in keys]
+
+
+def test_a_series_that_is_forgotten_leaves_its_alarm_to_the_others() -> None:
+    """The last one closes it."""
+    target = warm_device()
+    feed_device(target, device(5, 400) + 60.0, first=400)
+    assert told(target.evict(np.array([0, 2]), 0.0)) == [("left", FIELDS[0]), ("left", FIELDS[2])]
+    assert [alarm.members for alarm in target.open_alarms()] == [(FIELDS[1],)]
+    assert told(target.evict(np.array([1]), 0.0)) == [("closed", FIELDS[1])]
+
+
+def test_a_drift_is_told_with_the_usual_level() -> None:
+    """The forecast follows it; the operator reads what used to be, and on which side of it the series is."""
+    target = shard(budget=30.0)
+    values = calm(1200)
+    values[1000:] -= 0.2 * np.arange(200)
+    opened, *_, last = (change.alarm for change in feed(target, values))
+    for alarm in (opened, last):
+        assert alarm.view in ("level", "drift")
+        assert alarm.value == pytest.approx(alarm.expected, abs=0.5)
+        assert alarm.usual == alarm.channels[0].usual == pytest.approx(20, abs=0.5)
+        assert alarm.direction == "below"
+
+
+def test_a_spike_is_told_without_it() -> None:
+    """There the forecast says what would have been normal."""
+    target = shard()
+    feed(target, calm(400))
+    (change,) = feed(target, np.array([80.0]), first=400)
+    assert change.alarm.view == "error"
+    assert change.alarm.usual is None
 
 
 def silence(target: Shard, now: float) -> list[str]:

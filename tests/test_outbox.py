@@ -10,7 +10,7 @@ import pytest
 
 from streamer import outbox
 from streamer.alarms import Change
-from streamer.readings import Alarm
+from streamer.readings import Alarm, Channel
 
 ALARM = Alarm(
     id="0123456789abcdef",
@@ -22,10 +22,16 @@ ALARM = Alarm(
     expected=20.5,
     lower=18.0,
     upper=23.0,
+    usual=20.5,
     score=1.7,
     direction="above",
     view="level",
     readings=2,
+    channels=(
+        Channel("plant/oven#temp.core", 0.8, 1.7, "level", 90.0, 88.0, 85.0, 91.0, 20.5),
+        Channel("plant/oven#power", 0.2, 0.6, "error", 3.0, math.inf, 1.0, 2.0, None),
+    ),
+    members=("plant/oven#temp.core",),
 )
 
 
@@ -54,10 +60,35 @@ def test_an_alarm_event_says_everything_about_the_alarm() -> None:
         "expected": 20.5,
         "lower": 18.0,
         "upper": 23.0,
+        "usual": 20.5,
         "score": 1.7,
         "direction": "above",
         "view": "level",
         "readings": 2,
+        "channels": [
+            {
+                "key": "plant/oven#temp.core",
+                "share": 0.8,
+                "score": 1.7,
+                "view": "level",
+                "value": 90.0,
+                "expected": 88.0,
+                "lower": 85.0,
+                "upper": 91.0,
+                "usual": 20.5,
+            },
+            {
+                "key": "plant/oven#power",
+                "share": 0.2,
+                "score": 0.6,
+                "view": "error",
+                "value": 3.0,
+                "expected": None,
+                "lower": 1.0,
+                "upper": 2.0,
+                "usual": None,
+            },
+        ],
         "detail": {},
     }
 
