@@ -309,11 +309,12 @@ class ValueAlarms:
         """There is news: who else was near the threshold belongs to it."""
         incident.told_at = reading.time
         incident.told_score = max(incident.told_score, reading.score)
-        for slot in np.flatnonzero(self._registry.devices == incident.device).tolist():
-            noted = Reading(*self.noted[slot].tolist())
-            is_known = noted.score > 0 and slot not in self._incident_of
-            if is_known and _is_near(noted, incident.told_at, NEAR_READINGS):
-                self._add(incident, self._registry.key(slot), noted)
+        slots = np.flatnonzero(self._registry.devices == incident.device)
+        time, interval, rarity = self.noted[slots, :3].T
+        near = (rarity > 0) & (np.abs(time - incident.told_at) <= NEAR_READINGS * interval)
+        for slot in slots[near].tolist():
+            if slot not in self._incident_of:
+                self._add(incident, self._registry.key(slot), Reading(*self.noted[slot].tolist()))
         _describe(incident)
 
     def _leave(self, slot: int, key: str, at: float) -> Change:

@@ -714,6 +714,80 @@ def test_open_alarms_are_remembered_when_they_change_and_not_else() -> None:
     assert bench.remembered == []
 
 
+# --- One incident of a device ---
+
+
+def oven(bench: Bench, temperature: Sequence[float], power: Sequence[float]) -> None:
+    """A turn for each message of a device with two fields, a minute apart."""
+    for pair in zip(temperature, power, strict=True):
+        bench.clock.advance(60)
+        bench.turn(bench.say("oven", json.dumps(dict(zip(("temperature", "power"), pair, strict=True)))))
+
+
+def oven_states(bench: Bench) -> list[tuple[str, str | None]]:
+    """Field and alarm of each retained state, oldest first; None: taken back."""
+    start = "streamer/gate/series/oven%23"
+    said = [(message.topic, message.payload) for message in bench.published if message.topic.startswith(start)]
+    return [(topic.removeprefix(start), json.loads(payload)["alarm"] if payload else None) for topic, payload in said]
+
+
+def test_each_member_of_an_incident_has_a_state_while_it_is_one() -> None:
+    """One alarm is told and counted; the field that is back loses its state first."""
+    bench = Bench(weights=shipped_weights())
+    oven(bench, noise(200).tolist(), noise(200, 1).tolist())
+    oven(bench, [900.0], [900.0])
+    opened, updated = bench.events()
+    assert (opened["event"], updated["event"]) == ("opened", "updated")
+    assert opened["id"] == updated["id"]
+    assert opened["topic"] == "oven"
+    channels = updated["channels"]
+    assert isinstance(channels, list)
+    assert {channel["key"] for channel in channels} == {"oven#temperature", "oven#power"}
+    assert oven_states(bench) == [("temperature", opened["id"]), ("power", opened["id"])]
+    bench.clock.advance(1)
+    bench.turn()
+    assert bench.numbers()["alarms_open", "value"] == bench.numbers()["alarms_opened_total", "value"] == 1
+    oven(bench, noise(14, 2).tolist(), [900.0] * 14)
+    assert oven_states(bench)[-1] == ("temperature", None)
+    oven(bench, noise(60, 3).tolist(), noise(60, 4).tolist())
+    assert oven_states(bench)[-1] == ("power", None)
+    assert [event["event"] for event in bench.events()].count("closed") == 1
+    assert bench.numbers()["alarms_closed_total", "value"] == 1
+
+
+def test_of_several_updates_in_a_turn_the_last_is_told() -> None:
+    """A fault that moves all fields of a message: one event that it opened, one with all of them."""
+    bench = Bench(weights=shipped_weights())
+    fields = "abcdef"
+    for k in range(200):
+        bench.clock.advance(60)
+        bench.turn(bench.say("oven", json.dumps(dict(zip(fields, noise(6, k).tolist(), strict=True)))))
+    bench.clock.advance(60)
+    bench.turn(bench.say("oven", json.dumps(dict.fromkeys(fields, 900.0))))
+    opened, updated = bench.events()
+    assert (opened["event"], updated["event"]) == ("opened", "updated")
+    assert isinstance(updated["channels"], list)
+    assert len(updated["channels"]) == len(oven_states(bench)) == 6
+
+
+def test_a_series_that_joined_after_the_last_snapshot_leaves_no_state_behind() -> None:
+    """The restored state knows the alarm and not this member of it."""
+    first = Bench(weights=shipped_weights())
+    oven(first, noise(200).tolist(), noise(200, 1).tolist())
+    oven(first, [900.0], noise(1, 2).tolist())
+    state = first.shard.export()
+    oven(first, [900.0], [900.0])
+    first.clock.advance(1)
+    first.turn()
+    assert [alarm.members for alarm in first.remembered] == [("oven#temperature", "oven#power")]
+    second = Bench(weights=shipped_weights(), start=first.clock.now())
+    second.shard.restore(state)
+    second.engine.close_lost(first.remembered)
+    second.turn()
+    assert second.events() == []
+    assert oven_states(second) == [("power", None), ("temperature", first.remembered[0].id)]
+
+
 def test_states_of_open_alarms_are_published_again_when_the_broker_is_back() -> None:
     """A broker without persistence has lost what it had retained; so it is after a restart of the daemon."""
     bench = Bench(weights=shipped_weights())

@@ -220,6 +220,20 @@ def test_an_alarm_is_named_on_each_of_its_rows(tmp_path: Path) -> None:
     assert [row["alarm"] for row in rows[::2]] == [row["alarm"] for row in rows[1::2]]
 
 
+def test_an_alarm_of_several_series_is_named_on_the_rows_of_each(tmp_path: Path) -> None:
+    """While the series is a member of it, and no longer."""
+    x, y = np.array(wave(300)), np.array(wave(300))
+    x[250] = y[250] = 90.0
+    y[251:270] = 90.0
+    path = write(tmp_path / "a.csv", "time,x,y", [(60 * k, *pair) for k, pair in enumerate(zip(x, y, strict=True))])
+    (rows,) = run(path, device_score=True)
+    x_alarm, y_alarm, device = ([row["alarm"] for row in rows[k::3]] for k in range(3))
+    assert len({*x_alarm, *y_alarm, *device} - {""}) == 1
+    assert x_alarm[250] == x_alarm[255] != x_alarm[265] == ""
+    assert [k for k, alarm in enumerate(y_alarm) if alarm][:20] == list(range(250, 270))
+    assert device == y_alarm
+
+
 def test_a_row_of_a_device_without_any_reading_has_an_empty_joint_score(tmp_path: Path) -> None:
     """One row `*` for each input row, in the long form as in the wide one."""
     path = write(tmp_path / "w.csv", "time,x,y", [(0, 1, 2), (60, "", ""), (120, "", 3)])
