@@ -124,7 +124,7 @@ class Member:
     held_by_level: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Incident:
     """An open alarm and what belongs to it."""
 
@@ -168,13 +168,13 @@ class ValueAlarms:
         incident = self._incident_of.get(slot)
         return incident.alarm if incident else None
 
-    def figures(self, alarm_id: str, key: str) -> dict[str, float]:
-        """Score, value, expected, lower and upper of a series' worst reading in an open alarm; empty if it has none."""
-        incident = self._incidents.get(alarm_id)
-        worst = incident.channels.get(key) if incident else None
-        return (
-            {name: getattr(worst, name) for name in ("score", "value", "expected", "lower", "upper")} if worst else {}
-        )
+    def figures(self, alarm: Alarm, key: str) -> dict[str, float]:
+        """Score, value, expected, lower and upper of the worst reading of a series in an alarm; empty if not known."""
+        named = [channel for channel in alarm.channels if channel.key == key]
+        incident = self._incidents.get(alarm.id)
+        worst = named[0] if named else incident.channels.get(key) if incident else None
+        names = ("score", "value", "expected", "lower", "upper") if worst else ()
+        return {name: getattr(worst, name) for name in names}
 
     # --- Series by series ---
 

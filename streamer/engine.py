@@ -420,7 +420,7 @@ class Engine:
 
     def _state_of_alarm(self, alarm: Alarm, key: str) -> outbox.Outgoing:
         state = "silent" if alarm.kind == "silent" else "alarm"
-        figures = self._shard.value_alarms.figures(alarm.id, key)
+        figures = self._shard.value_alarms.figures(alarm, key)
         return outbox.series_state(self._instance, key, state, time=alarm.updated_at, figures=figures, alarm=alarm)
 
     def _note_touched(self, slots: NDArray[np.int32]) -> None:

@@ -731,8 +731,8 @@ def oven_states(bench: Bench) -> list[tuple[str, str | None]]:
     return [(topic.removeprefix(start), json.loads(payload)["alarm"] if payload else None) for topic, payload in said]
 
 
-def test_each_member_of_an_incident_has_a_state_while_it_is_one() -> None:
-    """One alarm is told and counted; the field that is back loses its state first."""
+def test_each_member_of_an_incident_has_a_state_while_it_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    """One alarm is told, counted and logged; the field that is back loses its state first."""
     bench = Bench(weights=shipped_weights())
     oven(bench, noise(200).tolist(), noise(200, 1).tolist())
     oven(bench, [900.0], [900.0])
@@ -753,6 +753,21 @@ def test_each_member_of_an_incident_has_a_state_while_it_is_one() -> None:
     assert oven_states(bench)[-1] == ("power", None)
     assert [event["event"] for event in bench.events()].count("closed") == 1
     assert bench.numbers()["alarms_closed_total", "value"] == 1
+    logged = [record.__dict__["fields"]["channels"] for record in caplog.records if record.message.startswith("alarm")]
+    assert len(logged) == 1  # the end is of level INFO
+    assert "oven#temperature 100%" in logged[0]
+
+
+def test_an_alarm_that_is_over_within_its_turn_leaves_no_state() -> None:
+    """Opened and closed are told, the state is taken back."""
+    bench = Bench(weights=shipped_weights())
+    values = [*noise(200).tolist(), 900.0, *noise(40, 1).tolist()]
+    start = bench.clock.now() - 60.0 * len(values)
+    bench.turn(*(bench.say("oven", json.dumps({"time": start + 60 * k, "t": v})) for k, v in enumerate(values)))
+    assert [event["event"] for event in bench.events()] == ["opened", "closed"]
+    said, taken_back = bench.states("oven%23t")
+    assert json.loads(said)["value"] == 900.0
+    assert taken_back == b""
 
 
 def test_of_several_updates_in_a_turn_the_last_is_told() -> None:
