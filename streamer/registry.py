@@ -92,18 +92,36 @@ class Registry:
         view.flags.writeable = False
         return view
 
-    def resolve(self, keys: list[str], now: float) -> Int32:
+    @property
+    def bucket(self) -> tuple[float, float | None]:
+        """What is left of it, and when it was filled: with the keys, all that a replay cannot know of an admission."""
+        return self._tokens, self._refilled_at
+
+    def resolve(self, keys: list[str], now: float, admitted: list[int] | None = None) -> Int32:
         """The slot of each key `(n,)`, new ones let in where the limits allow, FREE where they do not.
 
-        `now` is any clock in seconds that does not run backwards; it fills the bucket.
+        `now` is any clock in seconds that does not run backwards; it fills the bucket. The slots of new series are
+        added to `admitted`.
         """
         slots = np.fromiter(map(self._slots.get, keys, repeat(FREE)), np.int32, len(keys))
         unknown = np.flatnonzero(slots == FREE)
         if len(unknown):
             self._refill(now)
             for row in unknown.tolist():
-                slots[row] = self._admit(keys[row])
+                slots[row] = self._admit(keys[row], admitted)
         return slots
+
+    def admit_again(
+        self, slots: list[int], keys: list[str], devices: list[str], tokens: float, refilled_at: float | None
+    ) -> None:
+        """Lets in what another run has let in, whatever the limits are now. Raises ValueError if it was not after this.
+
+        `tokens` and `refilled_at` are the `bucket` that it left.
+        """
+        for slot, key, device in zip(slots, keys, devices, strict=True):
+            if key in self._slots or self._enter(key, device) != slot:
+                raise ValueError(f"the series {key!r} was let in to slot {slot} of a registry that was not this one")
+        self._tokens, self._refilled_at = tokens, refilled_at
 
     def find(self, key: str) -> int | None:
         """The slot of a key, None where it is unknown; lets nothing in."""
@@ -179,7 +197,7 @@ class Registry:
             self._tokens = min(self._burst, self._tokens + (now - self._refilled_at) * self._per_second)
         self._refilled_at = now
 
-    def _admit(self, key: str) -> int:
+    def _admit(self, key: str, admitted: list[int] | None) -> int:
         slot = self._slots.get(key)  # an earlier row of the same call
         if slot is not None:
             return slot
@@ -190,6 +208,12 @@ class Registry:
             self.refused["rate"] += 1
             return FREE
         self._tokens -= 1.0
+        slot = self._enter(key, self._device_of(key))
+        if admitted is not None:
+            admitted.append(slot)
+        return slot
+
+    def _enter(self, key: str, device_key: str) -> int:
         if self._free_slots:
             slot = self._free_slots.pop()
             self._keys[slot] = key
@@ -199,7 +223,7 @@ class Registry:
             if slot == len(self._devices):
                 self._devices = np.concatenate([self._devices, np.full(slot, FREE, np.int32)])
         self._slots[key] = slot
-        self._devices[slot] = self._join(self._device_of(key))
+        self._devices[slot] = self._join(device_key)
         return slot
 
     def _join(self, device_key: str) -> int:

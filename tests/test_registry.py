@@ -207,3 +207,21 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+def test_another_registry_lets_in_what_this_one_has() -> None:
+    """By the facts of each admission, whatever its own limits and rules are: the two are equal, to the last bit."""
+    one = Registry(5, 7.0, 3.0, lambda key: key[0])
+    other = Registry(1, 0.0, 0.0, lambda key: key)
+    for keys, now in ((["a1", "a2", "b1", "b2", "a1"], 0.1), (["c1", "c2"], 7.3), (["b1", "d1"], 31.7)):
+        admitted: list[int] = []
+        one.resolve(keys, now, admitted)
+        devices = [one.device_key(one.device(slot)) for slot in admitted]
+        other.admit_again(admitted, [one.key(slot) for slot in admitted], devices, *one.bucket)
+        assert other.state() == one.state()
+        one.evict([1, 0])
+        other.evict([1, 0])
+    assert one.refused["rate"] > 0
+    for slot, key in ((0, "z"), (0, one.key(2))):
+        with pytest.raises(ValueError, match="of a registry that was not this one"):
+            Registry(5, 1.0, 1.0).admit_again([slot + 1], [key], [key], 0.0, None)
