@@ -91,18 +91,17 @@ class Swept(msgspec.Struct, frozen=True, tag=True):
     now: float
 
 
-class Control(msgspec.Struct, frozen=True, tag=True):
-    """An operator or the trainer has changed something: the weights, the alarm budget."""
+class Budget(msgspec.Struct, frozen=True, tag=True):
+    """The alarm budget from here on: it decides what counts as an alarm, and so what is learned."""
 
-    name: str
-    value: dict[str, object]
+    per_series_month: float
 
 
 class SessionLost(msgspec.Struct, frozen=True, tag=True):
     """The broker has forgotten the session: no message before this one will come again under its identifier."""
 
 
-Fact = Admitted | Evicted | Heard | Listening | Swept | Control | SessionLost
+Fact = Admitted | Evicted | Heard | Listening | Swept | Budget | SessionLost
 Record = Group | Fact
 
 

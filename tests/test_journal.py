@@ -24,7 +24,7 @@ from streamer import journal, records
 from streamer.disk import DiskFiles, Files
 from streamer.journal import DamagedError, Journal
 from streamer.readings import Batch, Message
-from streamer.records import Admitted, Control, Evicted, Group, Heard, Listening, Record, SessionLost, Swept
+from streamer.records import Admitted, Budget, Evicted, Group, Heard, Listening, Record, SessionLost, Swept
 from tests.crashfs import CrashFiles, Inode
 
 SMALL = 700  # bytes of a segment: a few records
@@ -58,7 +58,7 @@ def some_records(seed: int = 0) -> list[Record]:
         group(rng, 0),
         Heard([3], 0.1),
         Swept(1e300),
-        Control("budget", {"alarms_per_series_month": 0.1}),
+        Budget(0.1),
         group(rng, 3),
         SessionLost(),
         Evicted([0], 5.0),
