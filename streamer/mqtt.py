@@ -81,6 +81,9 @@ class LinkStatus:
     reconnects: int = 0
     is_session_present: bool = False
     """the broker still had the session: it sends again what was not acknowledged"""
+    session_began: int = 0
+    """number of the connection that began the present session: what older ones delivered never comes again; 0 for a
+    session of an earlier run"""
     is_alive: bool = True
     """False: a bug has ended the network thread, and nothing will come any more"""
 
@@ -187,6 +190,7 @@ class MqttLink:
         self._receiver = Receiver(max_packet_bytes, clock, fast)
         self._wire: Wire | None = None
         self._generation = 0
+        self._session_began = 0
         self._accepted_at: float | None = None  # monotonic; None until CONNACK
         self._ending: Ending | None = None
         self._in_flight: set[int] = set()
@@ -507,6 +511,7 @@ class MqttLink:
             protocol=self._protocol if connected else None,
             reconnects=self._counters.reconnects,
             is_session_present=session,
+            session_began=self._session_began,
             is_alive=is_alive,
         )
 
@@ -529,6 +534,8 @@ class MqttLink:
         self._most_in_flight = min(MOST_IN_FLIGHT, _number(properties, "ReceiveMaximum", MOST_IN_FLIGHT))
         self._best_qos = _number(properties, "MaximumQoS", 2)
         self._may_retain = _number(properties, "RetainAvailable", 1) == 1
+        if not flags.session_present:
+            self._session_began = self._generation
         self._tell("connected, not yet subscribed", connected=True, session=flags.session_present)
         event(
             log,

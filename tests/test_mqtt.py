@@ -465,7 +465,8 @@ def test_what_was_sent_while_we_were_away_arrives(
     wait_until(lambda: sender.link.counters().published == 21, SECONDS, "20 messages at the broker")
     server.restart()
     again = link(server.port, protocol=protocol, filters=["plant/#"])
-    assert again.wait_subscribed().is_session_present
+    status = again.wait_subscribed()
+    assert (status.is_session_present, status.session_began) == (True, 0)
     wait_until(lambda: len(again.payloads("plant/1")) == 20, SECONDS, "20 messages")
     assert again.payloads("plant/1") == [b"%d" % number for number in range(20)]
 
@@ -481,6 +482,7 @@ def test_a_restart_of_the_broker(mosquitto: StartBroker, link: StartLink, observ
     server.restart()
     status = linked.wait_subscribed(first.generation)
     assert (status.is_session_present, status.reconnects) == (True, 1)
+    assert (first.session_began, status.session_began) == (first.generation, first.generation)
     wait_until(lambda: len(linked.payloads("plant/1")) == 2, SECONDS, "the message again")
     messages = [message for message in linked.messages if message.topic == "plant/1"]
     assert [(m.dup, m.connection) for m in messages] == [(False, first.generation), (True, status.generation)]
