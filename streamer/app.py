@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
-from streamer import signals, snapshot, version
+from streamer import recovery, signals, snapshot, version
 from streamer.clock import Clock, Steps, SystemClock
-from streamer.engine import READING_REJECTIONS, Adjustment, Engine
-from streamer.errors import SettingsError
+from streamer.disk import DiskFiles
+from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, Engine
+from streamer.errors import SettingsError, StateError
 from streamer.http import Server
 from streamer.inbox import Inbox
+from streamer.journal import Journal
 from streamer.log import SparingLog, configure, event, set_level
 from streamer.metrics import Metrics
 from streamer.mqtt import MqttLink
 from streamer.outbox import Outgoing
 from streamer.payloads import Rejection
 from streamer.readings import Alarm, Message
+from streamer.redelivery import Redelivery, RedeliveryState
 from streamer.registry import Registry
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
@@ -38,6 +44,8 @@ FAREWELL_SECONDS = 0.6  # for the last acknowledgements and the word "offline"; 
 LAST_WRITE_SECONDS = 0.6  # for a snapshot that is still being written when the last one is due
 FILTERS_FILE, ALARMS_FILE = "filters.json", "alarms.json"
 MOST_FILTERS = 1000
+RECOVERY_WRITE_SECONDS = 60.0  # a start that must not be repeated waits so long for its snapshot
+REDELIVERY_ARRAYS = {"redelivery.mid", "redelivery.digest"}
 
 
 class App:
@@ -48,6 +56,11 @@ class App:
         self._clock = clock or SystemClock()
         self._steps = Steps(self._clock) if clock is None else None  # a clock that is handed in runs as it likes
         self._directory = StateDirectory(Path(settings.state.directory))
+        self._journal_directory = Path(settings.state.directory) / "journal"
+        self._journal_files = DiskFiles(self._journal_directory)
+        self._journal = Journal(self._journal_files, self._clock.now)
+        self._redelivery = Redelivery()
+        self._positions: deque[int] = deque(maxlen=snapshot.KEEP)  # of the snapshots that this run has written
         self._decoder = decoder_from(settings)
         weights = load_weights(settings)
         mqtt, limits = settings.mqtt, settings.limits
@@ -62,7 +75,7 @@ class App:
             version(),
             self._clock.now(),
             {
-                "messages_rejected_total": [reason.value for reason in Rejection],
+                "messages_rejected_total": [*(reason.value for reason in Rejection), *MESSAGE_REJECTIONS],
                 "readings_rejected_total": [*(reason.value for reason in Rejection), *READING_REJECTIONS],
             },
         )
@@ -99,6 +112,10 @@ class App:
             publish=self._publish,
             acknowledge=self.link.ack,
             hearing=self._hearing,
+            journal=self._journal if settings.state.durability == "journal" else None,
+            redelivery=self._redelivery,
+            session=lambda: self.link.status().session_began,
+            commit_seconds=settings.journal.commit_ms / 1000,
             save=self._save,
             remember=self._remember_alarms,
             snapshot_seconds=settings.state.snapshot_seconds,
@@ -123,7 +140,11 @@ class App:
         self._directory.open()
         try:
             self._remember_filters()
-            self._restore()
+            position = self._restore()
+            durability = self._settings.state.durability
+            # Also what an earlier run with a journal has left: it is not in the last snapshot.
+            if durability == "journal" or (durability == "snapshot" and self._journal_directory.exists()):
+                self._recover(position)
             self.engine.close_lost(_alarms(self._directory.kept(ALARMS_FILE)))
             if self.http is not None:
                 self.http.start()
@@ -184,10 +205,13 @@ class App:
         return status.is_alive, "ok" if status.is_alive else f"the network thread has ended: {status.detail}"
 
     def is_ready(self) -> tuple[bool, str]:
-        """Subscribed, and the engine makes progress."""
+        """Subscribed, the engine makes progress, and the disk takes the journal."""
         healthy, reason = self.is_healthy()
         if not healthy:
             return False, reason
+        trouble = self.engine.journal_trouble()
+        if trouble is not None:
+            return False, trouble
         status = self.link.status()
         return status.subscribed, status.detail
 
@@ -223,6 +247,9 @@ class App:
         metrics.measured("mqtt_reconnects_total", lambda: self.link.counters().reconnects)
         metrics.measured("mqtt_stale_acknowledgements_total", lambda: self.link.counters().acknowledgements_stale)
         metrics.measured("publishes_refused_total", lambda: self.link.counters().publishes_refused)
+        metrics.measured("journal_records", lambda: self._journal.end)
+        metrics.measured("journal_pending_bytes", lambda: self._journal.pending_bytes)
+        metrics.measured("journal_failing", lambda: self.engine.journal_trouble() is not None)
         metrics.set("series_limit", settings.limits.max_series)
         metrics.set("alarm_budget_per_series_month", settings.alarms.budget_per_series_month)
         metrics.set("model_generation", 1)
@@ -246,45 +273,127 @@ class App:
         except OSError as error:  # a full disk: scoring goes on all the same
             self._sparing.event(logging.WARNING, "not written", per=name, file=name, reason=str(error))
 
-    def _restore(self) -> None:
-        """The newest state that is sound and fits; what is not is set aside, never overwritten by a fresh one."""
+    def _restore(self) -> int | None:
+        """The newest state that is sound and fits; what is not is set aside, never overwritten by a fresh one.
+
+        Gives its position in the journal, None for a shard without a past.
+        """
         self.metrics.set("state_restored", 0)
-        while True:
+        while self._settings.state.durability != "none":
             found, set_aside = snapshot.read_newest(self._directory.path)
             for bad in set_aside:
                 event(log, logging.ERROR, "snapshot set aside", reason=bad)
             if found is None:
-                event(log, logging.INFO, "no state to restore: every series begins anew")
-                return
+                break
             try:
                 left_behind = self._shard.restore(State(dict(found.arrays), found.meta))
             except ValueError as error:
                 kept = snapshot.put_aside(found.path)
                 event(log, logging.ERROR, "snapshot set aside", reason=f"{found.path}: {error}; {kept}")
                 if found.path.exists():
-                    return  # it cannot be moved out of the way, and would be found again
+                    return None  # it cannot be moved out of the way, and would be found again
                 continue
+            if found.arrays.keys() >= REDELIVERY_ARRAYS:
+                mid, digest = (found.arrays[name] for name in sorted(REDELIVERY_ARRAYS, reverse=True))
+                self._redelivery.restore(RedeliveryState(mid.astype(np.uint16), digest.astype(np.int64)))
             self.metrics.set("state_restored", 1)
             event(
                 log, logging.INFO, "state restored", series=len(self._shard.registry), file=found.path.name,
                 left_behind=left_behind,
             )  # fmt: skip
+            return found.position
+        event(log, logging.INFO, "no state to restore: every series begins anew")
+        return None
+
+    def _recover(self, position: int | None) -> None:
+        """What came after the snapshot, from the journal. Raises StateError if that cannot be had at all."""
+        journal = self._journal
+        try:
+            self._journal_files.make()
+            opened = journal.open(beyond=position or 0)
+        except OSError as error:
+            raise StateError(
+                f"state.directory: {self._journal_directory} cannot be used: {error.strerror}; "
+                "expected a directory that this user can read and write"
+            ) from error
+        for damage in opened.damage:
+            event(log, logging.ERROR, "journal damaged", reason=damage)
+        if opened.cut_bytes:
+            event(log, logging.INFO, "journal cut: never acknowledged", reason=opened.cut_reason, size=opened.cut_bytes)
+        if self._settings.state.durability == "journal":
+            with contextlib.suppress(OSError):  # then nothing is acknowledged, and the engine says so
+                journal.sync()
+        start = opened.first if position is None else position
+        if position is None and start > 0:
+            start = opened.end  # the series of what is there were let in by records that are gone
+        reason = self._replay(start)
+        if reason is None and start == (position or 0):
             return
+        if reason is not None:
+            event(log, logging.ERROR, "journal not used to its end", reason=reason)
+        # Later records must not be replayed on what this state is not: from here on a snapshot begins.
+        self._save(self._shard)
+        self._wait_for_write(RECOVERY_WRITE_SECONDS)
+
+    def _replay(self, start: int) -> str | None:
+        """Takes in what follows; None, or why it could not be used to its end."""
+        budget = self._shard.detector.budget_per_series_month
+        before = self._shard.export(), self._redelivery.state()
+        try:
+            recovered = recovery.replay(self._journal.read(start), start, self._shard, self._redelivery)
+        except Exception as error:
+            log.exception("a replay has failed")
+            self._shard.begin_anew()
+            self._shard.restore(before[0])
+            self._redelivery.restore(before[1])
+            return f"the records from {start} on cannot be taken in: {error!r}"
+        finally:
+            self._shard.detector.budget_per_series_month = budget
+        if recovered.readings:
+            self.metrics.set("state_restored", 1)
+        event(
+            log, logging.INFO, "journal replayed", position=recovered.end, readings=recovered.readings,
+            series=len(self._shard.registry),
+        )  # fmt: skip
+        return None if recovered.damage is None else str(recovered.damage)
 
     def _save(self, shard: Shard) -> None:
         """Copies the state at once and writes it in a thread of its own. A disk that is still at it is not waited for,
-        but at the end.
+        but at the end. The state stands at the end of the journal, also of one that is no longer written.
         """
         is_last = self._inbox.is_closed
+        if self._settings.state.durability == "none":
+            self._has_saved_last = is_last
+            return
         if not self._wait_for_write(LAST_WRITE_SECONDS if is_last else 0.0):
             self.metrics.add("snapshot_total", 1, "failed")
             event(log, logging.ERROR, "snapshot left out: the disk is still at the one before")
             return
+        self._drop_journal()
+        state = shard.export()
+        arrays = state.arrays | {
+            f"redelivery.{name}": array for name, array in self._redelivery.state()._asdict().items()
+        }
         self._is_writing_last = is_last
         self._writing = threading.Thread(
-            target=self._write, args=(shard.export(), is_last), name="snapshot", daemon=True
+            target=self._write,
+            args=(state._replace(arrays=arrays), self._journal.end, is_last),
+            name="snapshot",
+            daemon=True,
         )
         self._writing.start()
+
+    def _drop_journal(self) -> None:
+        """What neither of the two kept snapshots needs."""
+        if self._settings.state.durability != "journal" or len(self._positions) < snapshot.KEEP:
+            return
+        keep = self._settings.journal
+        try:
+            self._journal.drop_below(
+                min(self._positions), keep_seconds=3600.0 * keep.keep_hours, keep_bytes=keep.keep_bytes
+            )
+        except OSError as error:
+            self._sparing.event(logging.WARNING, "journal not shortened", per="journal", reason=str(error))
 
     def _wait_for_write(self, seconds: float) -> bool:
         """True when no snapshot is being written."""
@@ -293,15 +402,16 @@ class App:
         self._writing.join(seconds)
         return not self._writing.is_alive()
 
-    def _write(self, state: State, is_last: bool) -> None:
+    def _write(self, state: State, position: int, is_last: bool) -> None:
         started = time.monotonic()
         try:
-            path = snapshot.write(self._directory.path, state.arrays, state.rest, position=0)
+            path = snapshot.write(self._directory.path, state.arrays, state.rest, position=position)
         except OSError as error:
             self.metrics.add("snapshot_total", 1, "failed")
             event(log, logging.ERROR, "snapshot failed", reason=str(error))
             return
         self.metrics.snapshot("ok", time.monotonic() - started, path.stat().st_size, self._clock.now())
+        self._positions.append(position)
         self._has_saved_last = is_last
 
 

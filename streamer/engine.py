@@ -1,4 +1,4 @@
-"""The one loop that owns the state: a turn takes what waits, reads it, scores it, tells what changed, acknowledges.
+"""The one loop that owns the state: a turn takes what waits, reads it, makes it safe, scores it, tells what changed.
 
 Only the engine's thread touches the shard. Everyone else puts messages into the inbox, leaves a `Change of settings` in
 the one-slot mailbox, or reads what a turn has finished: counters, the table of series, the list of alarms.
@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,16 @@ from streamer.clock import Clock
 from streamer.detector import no_scores
 from streamer.exposition import SeriesTable
 from streamer.inbox import Inbox
+from streamer.journal import Journal
 from streamer.log import SparingLog, event
 from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Alarm, Batch, Float64, Message, Unscored
+from streamer.records import Group, Heard, Swept
+from streamer.recovery import slices
+from streamer.redelivery import Redelivery
 from streamer.registry import FREE
+from streamer.safekeeping import RETRY_SECONDS, Safekeeping
 from streamer.shard import Outcome, Shard
 
 log = logging.getLogger(__name__)
@@ -34,12 +39,12 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 4096  # messages a turn: the cost per reading has stopped falling, the latency not yet risen
 FIRST_BATCH, LEAST_BATCH = 256, 16
 TURN_SECONDS = 0.5  # a turn is kept about as short: a thousand readings of one series cost as much as a million of many
-DEAR_READINGS = 128  # of one series in a turn: from here on it is processed in slices,
-SLICE_READINGS = 256  # about 0.4 s if they are of one series, between which the engine looks up
 SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series renewed
 STALE_SECONDS = 300.0  # a series that has not reported for so long, and longer than it may, disappears from metrics
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
 LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
+MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
+MESSAGE_REJECTIONS = ("redelivered",)
 READING_REJECTIONS = ("future", "out_of_range", "admission_rate", "admission_full")
 
 Publish = Callable[[outbox.Outgoing], bool]
@@ -52,6 +57,16 @@ class Adjustment:
     decoder: Decoder
     budget_per_series_month: float
     silent: bool
+
+
+class _Sender(NamedTuple):
+    """A message that was decoded."""
+
+    message: Message
+    end: int
+    """length of the columns after it"""
+    digest: int
+    """0 where nobody will ask whether it came before"""
 
 
 class Engine:
@@ -69,14 +84,23 @@ class Engine:
         publish: Publish,
         acknowledge: Callable[[Sequence[Message]], None],
         hearing: Callable[[], int],
+        journal: Journal | None = None,
+        redelivery: Redelivery | None = None,
+        session: Callable[[], int] = lambda: 0,
         save: Callable[[Shard], None] = lambda _: None,
         remember: Callable[[list[Alarm]], None] = lambda _: None,
+        commit_seconds: float = 0.01,
+        max_pending_bytes: int = MAX_PENDING_BYTES,
         snapshot_seconds: float = 300.0,
         max_future_seconds: float = 300.0,
         silent: bool = True,
         publish_series: Literal["alarm", "all", "off"] = "alarm",
     ) -> None:
-        """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not."""
+        """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not.
+
+        `session` gives the number of the connection that began the broker's session. `save` takes a shard that stands
+        at the end of the journal.
+        """
         self._instance = instance
         self._shard = shard
         self._decoder = decoder
@@ -84,8 +108,14 @@ class Engine:
         self._metrics = metrics
         self._clock = clock
         self._publish = publish
-        self._acknowledge = acknowledge
+        self._safekeeping = Safekeeping(shard, journal, redelivery or Redelivery(), acknowledge, max_pending_bytes)
+        self._commit_seconds = commit_seconds if journal is not None else 0.0
+        self._committed_at = -np.inf
+        self._has_left = False
+        """in the middle of a group: the state is none that a snapshot could name"""
+        self._leaving = threading.Event()
         self._hearing = hearing
+        self._session = session
         self._save = save
         self._remember = remember
         self._snapshot_seconds = snapshot_seconds
@@ -131,6 +161,7 @@ class Engine:
         What is left is not acknowledged: the broker has it for the next start.
         """
         self._leave_by = self._clock.monotonic() + timeout_seconds / 2
+        self._leaving.set()
         if self._thread is None:
             return True
         self._thread.join(timeout_seconds)
@@ -160,6 +191,10 @@ class Engine:
         """A bug has ended the engine's thread."""
         return self._failure is not None
 
+    def journal_trouble(self) -> str | None:
+        """Why nothing is acknowledged, None while all is well."""
+        return self._safekeeping.trouble
+
     def trouble(self) -> str | None:
         """Why scoring stands still, None while it does not."""
         if self._failure is not None:
@@ -175,17 +210,39 @@ class Engine:
         try:
             limit = FIRST_BATCH
             while not self._is_to_leave():
-                messages = self._inbox.take(limit, SWEEP_SECONDS)
+                messages = self._take(limit)
                 started = self._clock.monotonic()
                 self.turn(messages)
                 if messages:
                     share = TURN_SECONDS / max(self._clock.monotonic() - started, TURN_SECONDS / MAX_BATCH)
                     limit = min(max(int(len(messages) * share), LEAST_BATCH), MAX_BATCH)
-            self._save(self._shard)
+            self._safekeeping.commit([], np.inf)
+            self._save_if_whole()
+            self._safekeeping.close()
         except BaseException as error:
             self._failure = error
             event(log, logging.CRITICAL, "engine failed", error=repr(error))
             raise
+
+    def _take(self, limit: int) -> list[Message]:
+        """What waits; a sync begins no sooner than `commit_seconds` after the one before, so that messages gather."""
+        if self._safekeeping.is_full:
+            self._leaving.wait(RETRY_SECONDS)
+            return []
+        messages = self._inbox.take(limit, SWEEP_SECONDS)
+        rest_seconds = self._committed_at + self._commit_seconds - self._clock.monotonic()
+        if messages and len(messages) < limit and rest_seconds > 0:
+            self._inbox.gather(limit - len(messages), rest_seconds)
+            messages += self._inbox.take(limit - len(messages), 0)
+        return messages
+
+    def _save_if_whole(self) -> bool:
+        """A snapshot must be neither ahead of the journal nor in the middle of a group."""
+        if self._has_left or not self._safekeeping.is_safe:
+            return False
+        self._save(self._shard)
+        self._safekeeping.begin_anew()
+        return True
 
     def _is_to_leave(self) -> bool:
         if self._leave_by is None:
@@ -199,11 +256,12 @@ class Engine:
         self._listen()
         if messages:
             self._settle(messages, started)
+        elif not self._safekeeping.is_safe or self._safekeeping.trouble is not None:
+            self._commit([], started)
         if started - self._swept_at >= SWEEP_SECONDS:
             self._sweep(started)
         if started - self._saved_at >= self._snapshot_seconds:
-            self._saved_at = started
-            self._save(self._shard)
+            self._saved_at = started if self._save_if_whole() else self._saved_at
         self.progress_at = self._clock.monotonic()
 
     def _settle(self, messages: list[Message], started: float) -> None:
@@ -212,12 +270,14 @@ class Engine:
         counts, rejected, senders = self._decode(messages)
         readings = len(self._columns) + sum(self._columns.rejected.values())
         readings_rejected: Counter[str] = Counter({str(k): n for k, n in self._columns.rejected.items()})
-        batch, arrivals, refused = self._batch(now, senders, readings_rejected)
+        group, refused = self._group(now, senders, readings_rejected)
+        batch, arrivals = group.batch, group.arrivals()
+        self._commit(messages, started)
         outcome = self._process(batch, arrivals)
         if outcome is None:
             self._columns.clear()
             return
-        self._acknowledge(messages)
+        self._safekeeping.applied(messages)
         finished = self._clock.now()
         scored = outcome.scores.unscored == Unscored.SCORED
         self._note_touched(batch.slot)
@@ -242,38 +302,50 @@ class Engine:
             self._metrics.settle(turn)
         self._columns.clear()
 
+    def _commit(self, messages: Sequence[Message], started: float) -> None:
+        """Append, fdatasync, PUBACK: only what is safe is acknowledged."""
+        self._safekeeping.commit(messages, started)
+        self._committed_at = self._clock.monotonic()
+        trouble = self._safekeeping.trouble
+        if trouble is not None:
+            self._sparing.event(logging.ERROR, "nothing is acknowledged", per="journal", reason=trouble)
+
     def _process(self, batch: Batch, arrivals: Float64) -> Outcome | None:
         """Hands the batch to the shard and tells what changed; None if it is time to leave in the middle of it.
 
-        Then its messages are neither acknowledged nor settled: the broker sends them again, and those of their readings
-        that have been taken are duplicates.
+        Then its messages are not settled. With a journal they are safe, and the next start takes them from there;
+        without one they are not acknowledged: the broker sends them again, and those of their readings that have been
+        taken are duplicates.
         """
-        is_dear = len(batch) > DEAR_READINGS and np.bincount(batch.slot).max() > DEAR_READINGS
-        if not is_dear:
-            outcome = self._shard.process(batch, arrivals)
-            self._tell(outcome.changes)
-            return outcome
+        parts = slices(batch)
         whole = Outcome(no_scores(len(batch)), np.full(len(batch), np.nan), [])
-        for start in range(0, len(batch), SLICE_READINGS):
-            if self._leave_by is not None and self._clock.monotonic() >= self._leave_by:
+        for rows in parts:
+            if len(parts) > 1 and self._leave_by is not None and self._clock.monotonic() >= self._leave_by:
+                self._has_left = self._safekeeping.has_journal
                 return None
-            rows = np.arange(start, min(start + SLICE_READINGS, len(batch)))
             part = self._shard.process(batch[rows], arrivals[rows])
             self._tell(part.changes)
-            whole.scores.put(rows, part.scores)
+            if len(parts) == 1:
+                return part
+            whole.scores.put(np.arange(len(batch))[rows], part.scores)
             whole.strictness[rows] = part.strictness
             whole.changes.extend(part.changes)
             self.progress_at = self._clock.monotonic()
         return whole
 
-    def _decode(self, messages: list[Message]) -> tuple[Counter[str], Counter[str], list[tuple[int, float]]]:
-        """Fills the columns. Gives messages by fate, rejections by reason, and how far each arrival time reaches."""
+    def _decode(self, messages: list[Message]) -> tuple[Counter[str], Counter[str], list[_Sender]]:
+        """Fills the columns. Gives messages by fate, rejections by reason, and who has sent which readings."""
         decoder, columns = self._decoder, self._columns
         counts: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
-        arrivals: list[tuple[int, float]] = []  # length of the columns after a message, its arrival
+        senders: list[_Sender] = []
+        session = self._session()
         for message in messages:
-            if not decoder.is_wanted(message.topic):
+            if message.connection >= session:  # what waits of an older connection belongs to the session before
+                self._safekeeping.note_session(session)
+            if message.dup and self._safekeeping.is_known(message):
+                rejected["redelivered"] += 1
+            elif not decoder.is_wanted(message.topic):
                 counts["ignored"] += 1
             elif message.retain:
                 counts["retained"] += 1
@@ -284,17 +356,15 @@ class Engine:
                 )
             else:
                 counts["decoded"] += 1
-                arrivals.append((len(columns), message.arrival))
-        return counts, rejected, arrivals
+                senders.append(_Sender(message, len(columns), self._safekeeping.note(message)))
+        return counts, rejected, senders
 
-    def _batch(
-        self, now: float, senders: list[tuple[int, float]], rejected: Counter[str]
-    ) -> tuple[Batch, Float64, dict[str, int]]:
-        """The readings that reach the model, with the arrival of each; the others are added to `rejected`."""
+    def _group(self, now: float, senders: list[_Sender], rejected: Counter[str]) -> tuple[Group, dict[str, int]]:
+        """The readings that reach the model, written into the journal; the others are added to `rejected`."""
         columns, registry = self._columns, self._shard.registry
         time, value = np.array(columns.time, np.float64), np.array(columns.value, np.float64)
-        ends = np.array([end for end, _ in senders], np.intp)
-        arrival = np.repeat(np.array([at for _, at in senders]), np.diff(ends, prepend=0)) if senders else np.empty(0)
+        ends = np.array([sender.end for sender in senders], np.intp)
+        owner = np.repeat(np.arange(len(senders)), np.diff(ends, prepend=0))
         future = time > now + self._max_future_seconds
         out_of_range = ~future & (np.abs(value) > LARGEST_VALUE)
         good = ~(future | out_of_range)
@@ -309,7 +379,8 @@ class Engine:
         # A reading that is refused for its value or time must not found a series.
         keys = columns.key if good.all() else [key for key, is_good in zip(columns.key, good, strict=True) if is_good]
         slot = np.full(len(columns), FREE, np.int32)
-        slot[good] = registry.resolve(keys, now)
+        admitted: list[int] = []
+        slot[good] = registry.resolve(keys, now, admitted)
         refused = {name: n - self._refused_before[name] for name, n in registry.refused.items()}
         self._refused_before = dict(registry.refused)
         for reason, n in (
@@ -323,12 +394,21 @@ class Engine:
                 self._sparing.event(logging.WARNING, "readings rejected", per=reason, reason=reason, readings=n)
         rows = np.flatnonzero(slot != FREE)
         flags = np.array(columns.flags, np.uint8)
-        return Batch(slot[rows], time[rows], value[rows], flags[rows]), arrival[rows], refused
+        group = self._safekeeping.append_group(
+            Batch(slot[rows], time[rows], value[rows], flags[rows]),
+            [sender.message for sender in senders],
+            np.bincount(owner[rows], minlength=len(senders)).astype(np.uint32),
+            [sender.digest for sender in senders],
+            admitted,
+        )
+        return group, refused
 
     def _hear(self, keys: list[str], now: float) -> None:
         """Readings of these series were refused; but somebody is there."""
         slots = {slot for key in keys if (slot := self._shard.registry.find(key)) is not None}
-        self._tell(self._shard.hear(np.array(sorted(slots), np.intp), np.full(len(slots), now)))
+        if slots:
+            self._safekeeping.append(Heard(sorted(slots), now))
+            self._tell(self._shard.hear(np.array(sorted(slots), np.intp), np.full(len(slots), now)))
 
     def _listen(self) -> None:
         """Before anything is taken in: silence, and the intervals that teach, begin when the daemon begins to hear."""
@@ -361,7 +441,11 @@ class Engine:
         now = self._clock.now()
         if self._heard_by and self._silent:
             # Who has spoken may still wait in the inbox: then only the time up to the last message taken is judged.
-            changes = self._shard.find_silent(min(now, self._taken_until) if self._inbox.queued() else now)
+            until = min(now, self._taken_until) if self._inbox.queued() else now
+            changes = self._shard.find_silent(until)
+            if changes:  # a look that finds nothing changes nothing
+                self._safekeeping.append(Swept(until))
+                self._commit([], started)
             self._tell(changes)
             for change in changes:
                 self._metrics.add("alarms_opened_total", 1, change.alarm.kind)

@@ -77,6 +77,11 @@ class Inbox:
             self._in_hand += len(taken)
             return taken
 
+    def gather(self, count: int, timeout_seconds: float) -> None:
+        """Waits until so many messages wait, or for so long; not at all once it is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting >= count or self._is_closed, timeout_seconds)
+
     def done(self) -> None:
         """Everything taken so far is settled. Call it under the lock under which the counters move."""
         with self._changed:

@@ -111,6 +111,9 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "snapshot_seconds": _Family("gauge", "How long the last good snapshot took."),
         "snapshot_bytes": _Family("gauge", "Size of the last good snapshot."),
         "snapshot_timestamp_seconds": _Family("gauge", "When the last good snapshot was finished."),
+        "journal_records": _Family("gauge", "Records that the journal has ever been given: its position."),
+        "journal_pending_bytes": _Family("gauge", "What waits in memory for the disk, unacknowledged."),
+        "journal_failing": _Family("gauge", "1 while the disk refuses the journal and nothing is acknowledged."),
         "start_time_seconds": _Family("gauge", "When the daemon was started."),
     }
 )

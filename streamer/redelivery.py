@@ -38,6 +38,10 @@ class Redelivery:
         self._digests.update(zip(group.mid.tolist(), group.digest.tolist(), strict=True))
         self._digests.pop(0, None)  # QoS 0 has no identifiers
 
+    def note_one(self, mid: int, value: int) -> None:
+        """The journal will be given this one, with its `digest`."""
+        self._digests[mid] = value
+
     def forget(self) -> None:
         """The session is lost: identifiers begin anew."""
         self._digests.clear()

@@ -178,6 +178,10 @@ class Registry:
             refilled_at=self._refilled_at,
         )
 
+    def forget(self) -> None:
+        """Become what a new one is."""
+        self.restore(RegistryState([], [], [], [], [], self._burst, None))
+
     def restore(self, state: RegistryState) -> None:
         """Become what a registry was; series beyond a limit that has since been lowered stay."""
         self._keys = list(state.keys)

@@ -415,12 +415,38 @@ class State(_Table):
         path="folder",
         form="a path, or empty",
     )
+    durability: Literal["journal", "snapshot", "none"] = _set(
+        "journal",
+        "What outlives a crash: all that was acknowledged to the broker, what the last snapshot has, or nothing.",
+    )
     snapshot_seconds: int = _set(
         300,
-        "How often state is written while running; after a crash the series go on from there.",
+        "How often state is written while running; after a crash it is read, and the journal from there on.",
         lower=1,
         upper=86_400,
         unit="s",
+    )
+
+
+class Journal(_Table):
+    """The log of readings, in `state.directory`: what is in it is acknowledged to the broker, and nothing else."""
+
+    commit_ms: int = _set(
+        10,
+        "A write to the disk begins no sooner than so long after the one before; messages gather meanwhile.",
+        lower=0,
+        upper=1000,
+        unit="ms",
+    )
+    keep_hours: int = _set(
+        168, "What is no longer needed for a restart is kept for so long.", lower=0, upper=87_600, unit="h"
+    )
+    keep_bytes: int = _set(
+        1 << 30,
+        "Above this size what is no longer needed for a restart goes earlier.",
+        lower=0,
+        upper=1 << 50,
+        unit="bytes",
     )
 
 
@@ -452,6 +478,7 @@ class Settings(BaseSettings):
     metrics: Metrics = Metrics()
     http: Http = Http()
     state: State = State()
+    journal: Journal = Journal()
     log: Log = Log()
 
     @field_validator("instance")

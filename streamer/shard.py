@@ -153,6 +153,19 @@ class Shard:
         fresh = now - self.cadence.arrival(count) <= allowed
         return np.flatnonzero(fresh & (self.registry.devices >= 0)).astype(np.int32)
 
+    def make_room(self, rows: int) -> None:
+        """Holds so many series, although the limit may have been lowered since they were let in."""
+        if rows > self._capacity:
+            state, listening_since = self.export(), self.cadence.listening_since
+            self._allocate(rows, self.detector.budget_per_series_month)
+            self.restore(state)
+            self.cadence.listening_since = listening_since
+
+    def begin_anew(self) -> None:
+        """Forgets everything, as if it had met no reading."""
+        self._allocate(self._capacity, self.detector.budget_per_series_month)
+        self.registry.forget()
+
     def export(self) -> State:
         """A copy of everything, in the order of the slots."""
         rest = _Rest(

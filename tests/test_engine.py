@@ -17,6 +17,7 @@ from streamer.engine import (
     FIRST_BATCH,
     LARGEST_VALUE,
     MAX_BATCH,
+    MESSAGE_REJECTIONS,
     READING_REJECTIONS,
     STALE_SECONDS,
     STUCK_SECONDS,
@@ -63,7 +64,7 @@ class Bench:
             "0",
             START,
             {
-                "messages_rejected_total": [reason.value for reason in Rejection],
+                "messages_rejected_total": [*(reason.value for reason in Rejection), *MESSAGE_REJECTIONS],
                 "readings_rejected_total": [*(reason.value for reason in Rejection), *READING_REJECTIONS],
             },
             self.clock.monotonic,

@@ -122,7 +122,7 @@ def test_a_replay_gives_the_state_that_wrote_the_journal(tmp_path: Path) -> None
 
     again = Journal(files, lambda: START)
     again.open()
-    from_nothing, redelivery = new_shard(per_minute=0.0, burst=0.0), Redelivery()
+    from_nothing, redelivery = new_shard(max_series=3, per_minute=0.0, burst=0.0), Redelivery()
     recovered = replay(again.read(0), 0, from_nothing, redelivery)
     assert (recovered.end, recovered.damage) == (journal.end, None)
     assert recovered.readings > 1_500

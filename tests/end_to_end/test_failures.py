@@ -111,10 +111,10 @@ def test_a_second_daemon_on_the_same_state_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_state_is_set_aside_and_the_one_before_is_used(mosquitto: StartBroker, tmp_path: Path) -> None:
     """The start never fails on state; with nothing sound left every series begins anew, and that is said."""
-    broker = mosquitto()
+    broker, alone = mosquitto(), "state.durability=snapshot"
     with client(broker) as peer:
         for start in range(2):
-            with running(broker.port, tmp_path) as daemon:
+            with running(broker.port, tmp_path, alone) as daemon:
                 daemon.wait_ready()
                 for k in range(30):
                     send(peer, "plant/oven", message(30 * start + k, 20.0))
@@ -126,7 +126,7 @@ def test_damaged_state_is_set_aside_and_the_one_before_is_used(mosquitto: StartB
             content = bytearray(newest.read_bytes())
             content[-100] ^= 1
             newest.write_bytes(content)
-        with running(broker.port, tmp_path) as daemon:
+        with running(broker.port, tmp_path, alone) as daemon:
             daemon.wait_ready()
             assert daemon.numbers()["state_restored", ""] == restored
             assert "snapshot set aside" in daemon.log()

@@ -1,0 +1,149 @@
+"""What must be safe before it is acknowledged: append, fdatasync, PUBACK, apply, in this order.
+
+Without a journal everything counts as safe, and the broker is told when the engine has applied it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from streamer.journal import Journal
+from streamer.readings import Batch, Message
+from streamer.records import Admitted, Budget, Fact, Group, Listening, SessionLost, UInt32, digest
+from streamer.redelivery import Redelivery
+from streamer.shard import Shard
+
+RETRY_SECONDS = 1.0  # a disk that refuses is asked again so often
+
+
+class Safekeeping:
+    """The journal as the engine uses it. For the engine's thread."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        journal: Journal | None,
+        redelivery: Redelivery,
+        acknowledge: Callable[[Sequence[Message]], None],
+        max_pending_bytes: int,
+    ) -> None:
+        self._shard = shard
+        self._journal = journal
+        self._redelivery = redelivery
+        self._acknowledge = acknowledge
+        self._max_pending_bytes = max_pending_bytes
+        self._written: tuple[float, float, tuple[float, float | None]] | None = None
+        self._session = 0
+        self._unacknowledged: list[Message] = []
+        self._retry_at = -np.inf
+        self.trouble: str | None = None
+        """why nothing is acknowledged, None while all is well"""
+
+    @property
+    def has_journal(self) -> bool:
+        return self._journal is not None
+
+    @property
+    def is_safe(self) -> bool:
+        """Nothing waits for the disk."""
+        return self._journal is None or self._journal.durable == self._journal.end
+
+    @property
+    def is_full(self) -> bool:
+        """So much waits for the disk that nothing more must be taken."""
+        return self._journal is not None and self._journal.pending_bytes >= self._max_pending_bytes
+
+    def begin_anew(self) -> None:
+        """After a snapshot: what is not in it and was written before is written again."""
+        self._written = None
+
+    def note_session(self, began: int) -> None:
+        """A message of the session that began with this connection is next; 0 for a session of an earlier run."""
+        if began != self._session:
+            self._session = began
+            self._redelivery.forget()
+            self.append(SessionLost())
+
+    def is_known(self, message: Message) -> bool:
+        """The broker sends again what the journal holds."""
+        return message.dup and self._journal is not None and self._redelivery.is_known(message)
+
+    def note(self, message: Message) -> int:
+        """The message will be in the next group; gives its digest."""
+        if self._journal is None or message.qos == 0:
+            return 0
+        value = digest(message)
+        self._redelivery.note_one(message.mid, value)
+        return value
+
+    def append(self, fact: Fact) -> None:
+        """A fact, before or as it changes the state."""
+        if self._journal is not None:
+            self._write_differences([])
+            self._journal.append(fact)
+
+    def append_group(
+        self, batch: Batch, messages: Sequence[Message], readings: UInt32, digests: Sequence[int], admitted: list[int]
+    ) -> Group:
+        """The readings of a turn with those who sent them, behind the series that they have founded."""
+        group = Group(
+            batch,
+            np.array([message.arrival for message in messages], np.float64),
+            readings,
+            np.array(digests, np.uint32),
+            np.array([m.mid if known else 0 for m, known in zip(messages, digests, strict=True)], np.uint16),
+        )
+        if self._journal is not None and messages:
+            self._write_differences(admitted)
+            self._journal.append(group)
+        return group
+
+    def _write_differences(self, admitted: list[int]) -> None:
+        """What has changed by the clock or by an operator since the last record."""
+        shard, registry, journal = self._shard, self._shard.registry, self._journal
+        if journal is None:
+            return
+        now = (shard.cadence.listening_since, shard.detector.budget_per_series_month, registry.bucket)
+        before, self._written = self._written, now
+        if before is None or now[0] != before[0]:
+            journal.append(Listening(now[0]))
+        if before is None or now[1] != before[1]:
+            journal.append(Budget(now[1]))
+        if before is None or now[2] != before[2]:
+            keys = [registry.key(slot) for slot in admitted]
+            devices = [registry.device_key(registry.device(slot)) for slot in admitted]
+            journal.append(Admitted(admitted, keys, devices, *now[2]))
+
+    def commit(self, messages: Sequence[Message], monotonic: float) -> None:
+        """Makes all safe and acknowledges it; what a disk that refuses leaves behind waits for a later call."""
+        if self._journal is None:
+            return
+        if self.trouble is not None and monotonic < self._retry_at:
+            self._keep(messages)
+            return
+        try:
+            self._journal.sync()
+        except OSError as error:
+            self.trouble = f"the journal cannot be written: {error.strerror or error}"
+            self._retry_at = monotonic + RETRY_SECONDS
+            self._keep(messages)
+            return
+        self.trouble = None
+        waiting, self._unacknowledged = self._unacknowledged, []
+        self._acknowledge([*waiting, *messages])
+
+    def _keep(self, messages: Sequence[Message]) -> None:
+        """All that an acknowledgement needs."""
+        self._unacknowledged += [message._replace(topic="", payload=b"") for message in messages if message.qos]
+
+    def applied(self, messages: Sequence[Message]) -> None:
+        """Without a journal that is when the broker is told."""
+        if self._journal is None:
+            self._acknowledge(messages)
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        if self._journal is not None:
+            self._journal.close()

@@ -1,0 +1,321 @@
+"""Append, fdatasync, PUBACK, apply: whatever is killed wherever, each message of QoS 1 is in the state once.
+
+The engine is turned by hand on a file system that can lose power, against a broker of twenty lines.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from models.features import Narrow
+from models.weights import ForecasterConfig
+from streamer.clock import ManualClock
+from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, Engine
+from streamer.inbox import Inbox
+from streamer.journal import Journal
+from streamer.metrics import Metrics
+from streamer.payloads import Decoder, Rejection
+from streamer.readings import Message
+from streamer.records import Group, SessionLost
+from streamer.recovery import replay
+from streamer.redelivery import Redelivery, RedeliveryState
+from streamer.registry import Registry
+from streamer.safekeeping import RETRY_SECONDS
+from streamer.shard import Shard, State
+from tests import scrapes
+from tests.crashfs import CrashFiles
+from tests.streams import START, random_weights
+from tests.test_shard import same
+
+WEIGHTS = random_weights(ForecasterConfig(input_size=18, hidden_size=4))
+SERIES = 5
+WINDOW, IDENTIFIERS = 30, 40  # unconfirmed at most; identifiers are used again soon
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Broker:
+    """QoS 1 and a session: what is not acknowledged is sent again, in its order, with DUP and its identifier."""
+
+    def __init__(self) -> None:
+        self.connection = 0
+        self.session_began = 0
+        self.unconfirmed: dict[int, Message] = {}
+        self.published = 0
+        self._mid = 0
+
+    def connect(self) -> list[Message]:
+        """What comes again."""
+        self.connection += 1
+        again = [m._replace(dup=True, connection=self.connection) for m in self.unconfirmed.values()]
+        self.unconfirmed = {message.mid: message for message in again}
+        return again
+
+    def publish(self, now: float) -> Message:
+        """The next reading of the next series; the value is its number."""
+        self._mid = self._mid % IDENTIFIERS + 1
+        while self._mid in self.unconfirmed:
+            self._mid = self._mid % IDENTIFIERS + 1
+        number = self.published
+        self.published += 1
+        message = Message(f"plant/{number % SERIES}", b"%d" % number, 1, self._mid, False, now, self.connection)
+        self.unconfirmed[self._mid] = message
+        return message
+
+    def acknowledge(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if message.connection == self.connection:
+                del self.unconfirmed[message.mid]
+
+
+class Snapshot:
+    """The last one, as `App` keeps it."""
+
+    def __init__(self, state: State, redelivery: RedeliveryState, position: int) -> None:
+        self.state, self.redelivery, self.position = state, redelivery, position
+
+
+class Daemon:
+    """An engine on a directory of files, from its start on."""
+
+    def __init__(self, files: CrashFiles, broker: Broker, clock: ManualClock, saved: Snapshot | None) -> None:
+        self.files, self.broker, self.clock, self.saved = files, broker, clock, saved
+        self.journal = Journal(files, clock.now, segment_bytes=3_000)
+        self.shard = new_shard()
+        self.redelivery = Redelivery()
+        self.acknowledged: list[Message] = []
+        self.lose_acknowledgements = False
+        self.saves = 0
+        position = saved.position if saved else 0
+        opened = self.journal.open(beyond=position)
+        assert not opened.damage
+        if saved:
+            self.shard.restore(saved.state)
+            self.redelivery.restore(saved.redelivery)
+        recovered = replay(self.journal.read(position), position, self.shard, self.redelivery)
+        assert (recovered.end, recovered.damage) == (opened.end, None)
+        self.inbox = Inbox(10**9)
+        reasons = [*(reason.value for reason in Rejection), *MESSAGE_REJECTIONS]
+        readings = [*(reason.value for reason in Rejection), *READING_REJECTIONS]
+        self.metrics = Metrics(
+            "0", START, {"messages_rejected_total": reasons, "readings_rejected_total": readings}, clock.monotonic
+        )
+        self.metrics.measured("messages_queued", self.inbox.queued)
+        self.engine = Engine(
+            instance="gate",
+            shard=self.shard,
+            decoder=Decoder(own_prefix="streamer/gate/"),
+            inbox=self.inbox,
+            metrics=self.metrics,
+            clock=clock,
+            commit_seconds=30.0,
+            publish=lambda _: True,
+            acknowledge=self.acknowledge,
+            hearing=lambda: self.broker.connection,
+            journal=self.journal,
+            redelivery=self.redelivery,
+            session=lambda: self.broker.session_began,
+            save=self.save,
+            snapshot_seconds=40.0,
+            max_pending_bytes=5_000,
+        )
+        self.receive(broker.connect())
+
+    def acknowledge(self, messages: Sequence[Message]) -> None:
+        assert self.journal.durable == self.journal.end
+        self.acknowledged += messages
+        if not self.lose_acknowledgements:
+            self.broker.acknowledge(messages)
+        self.files.step()  # a kill between the acknowledgement and what follows
+
+    def save(self, shard: Shard) -> None:
+        assert self.journal.durable == self.journal.end
+        self.saves += 1
+        self.saved = Snapshot(shard.export(), self.redelivery.state(), self.journal.end)
+        self.files.step()
+
+    def receive(self, messages: Sequence[Message]) -> None:
+        with self.metrics.lock:
+            self.metrics.received(len(messages), 0)
+            assert not self.inbox.put(list(messages))
+
+    def turn(self, count: int = 0) -> None:
+        """So many new messages, then one turn of all that waits."""
+        self.clock.advance(7.0)
+        room = WINDOW - len(self.broker.unconfirmed)
+        self.receive([self.broker.publish(self.clock.now()) for _ in range(min(count, room))])
+        self.engine.turn(self.inbox.take(1_000, 0))
+
+    def rejected(self) -> float:
+        return scrapes.parse(self.metrics.render("")[0].decode())["messages_rejected_total", "redelivered"]
+
+
+def new_shard() -> Shard:
+    return Shard(Registry(SERIES, 1e9, 1e9), WEIGHTS, SERIES, budget_per_series_month=1.0)
+
+
+def values_of(files: CrashFiles) -> list[int]:
+    """What the journal holds of the stream, in its order."""
+    journal = Journal(files, lambda: 0.0)
+    journal.open()
+    groups = [record for _, record in journal.read(0) if isinstance(record, Group)]
+    return [int(value) for group in groups for value in group.batch.value]
+
+
+def judge(daemon: Daemon) -> None:
+    """Nothing is left at the broker, all is in the journal and in the state once, and the state is a twin's."""
+    assert not daemon.broker.unconfirmed
+    assert values_of(daemon.files) == list(range(daemon.broker.published))
+    count = daemon.shard.detector.statistics.narrow[:, Narrow.COUNT]
+    assert count.sum() == daemon.broker.published
+    twin = new_shard()
+    replay(daemon.journal.read(0), 0, twin, Redelivery())
+    same(daemon.shard.export(), twin.export())
+
+
+@pytest.mark.parametrize("is_power_cut", [False, True], ids=["SIGKILL", "power cut"])
+def test_a_kill_at_any_step_loses_nothing_and_doubles_nothing(is_power_cut: bool) -> None:
+    """At every n-th step of the disk, the acknowledgements and the snapshots, some of them lost on their way."""
+    kills = 0
+    for nth in range(3, 40):
+        rng = random.Random(nth)
+        files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
+        daemon = Daemon(files, broker, clock, None)
+        steps = 0
+
+        def step(nth: int = nth) -> None:
+            nonlocal steps
+            steps += 1
+            if steps % nth == 0:
+                raise Killed
+
+        for _ in range(20):
+            files.step = step
+            daemon.lose_acknowledgements = rng.random() < 0.3
+            try:
+                daemon.turn(rng.randrange(6))
+            except Killed:
+                kills += 1
+                files.step = lambda: None
+                files = files.one_after_power_cut(rng) if is_power_cut else files
+                daemon = Daemon(files, broker, clock, daemon.saved)
+        files.step = lambda: None
+        daemon = Daemon(files, broker, clock, daemon.saved)  # what was acknowledged in vain comes again
+        for _ in range(3):
+            daemon.turn()
+        judge(daemon)
+    assert kills > 150
+
+
+def test_nothing_is_acknowledged_before_it_is_safe_and_scoring_goes_on() -> None:
+    """A full disk: no acknowledgement and no snapshot; when space returns all is acknowledged, once."""
+    files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
+    daemon = Daemon(files, broker, clock, None)
+    daemon.turn(3)
+    files.room_bytes = 0
+    for _ in range(9):
+        daemon.turn(3)
+    assert daemon.engine.journal_trouble() == "the journal cannot be written: No space left on device"
+    assert len(daemon.acknowledged) == 3
+    assert daemon.saves == 0
+    assert daemon.shard.detector.statistics.narrow[:, Narrow.COUNT].sum() == 30
+    files.room_bytes = None
+    clock.advance(RETRY_SECONDS)
+    daemon.turn()
+    assert daemon.engine.journal_trouble() is None
+    assert [message.mid for message in daemon.acknowledged] == [*range(1, 31)]
+    assert daemon.saves == 1
+    judge(daemon)
+
+
+def test_a_kill_while_the_disk_is_full_loses_nothing() -> None:
+    """What was scored from memory alone is not in the next run's state, and comes again."""
+    files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
+    daemon = Daemon(files, broker, clock, None)
+    daemon.turn(3)
+    files.room_bytes = 0
+    daemon.turn(3)
+    files.room_bytes = None
+    daemon = Daemon(files, broker, clock, daemon.saved)
+    daemon.turn(2)
+    judge(daemon)
+    assert daemon.rejected() == 0
+
+
+def test_what_is_in_no_snapshot_is_written_again_behind_it() -> None:
+    """Where silence is counted from, and the alarm budget; and that a series was refused, which drained the bucket."""
+    files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
+    daemon = Daemon(files, broker, clock, None)
+    daemon.engine.adjust(Adjustment(Decoder(own_prefix="streamer/gate/"), 30.0, True))
+    while not daemon.saves:
+        daemon.turn(2)
+    daemon.turn(2)
+    daemon.receive([Message("plant/refused", b"1", 0, 0, False, clock.now())])
+    daemon.turn()
+    again = Daemon(files, broker, clock, daemon.saved)
+    same(again.shard.export(), daemon.shard.export())
+    assert again.shard.cadence.listening_since == daemon.shard.cadence.listening_since > START
+    assert again.shard.detector.budget_per_series_month == 30.0
+
+
+def test_a_message_that_comes_again_is_applied_once_and_acknowledged() -> None:
+    """Also where both copies are in one turn; and it is counted by its own reason."""
+    broker, clock = Broker(), ManualClock(START)
+    daemon = Daemon(CrashFiles(), broker, clock, None)
+    daemon.lose_acknowledgements = True
+    daemon.turn(4)
+    daemon.receive([broker.publish(clock.now())])
+    daemon.receive(broker.connect())
+    daemon.lose_acknowledgements = False
+    daemon.turn()
+    judge(daemon)
+    assert daemon.rejected() == 5
+
+
+def test_a_lost_session_forgets_what_had_come() -> None:
+    """An equal message under an old identifier is a new one; what the old connection left in the inbox is not."""
+    broker, clock = Broker(), ManualClock(START)
+    daemon = Daemon(CrashFiles(), broker, clock, None)
+    daemon.turn(3)
+    old = broker.publish(clock.now())
+    broker.connection = broker.session_began = 2
+    broker.unconfirmed.clear()
+    again = daemon.acknowledged[0]._replace(dup=True, connection=2)
+    daemon.receive([old, daemon.acknowledged[1]._replace(dup=True), again])
+    daemon.lose_acknowledgements = True
+    daemon.turn()
+    assert values_of(daemon.files) == [0, 1, 2, 3, 0]
+    assert daemon.rejected() == 1
+    facts = [record for _, record in daemon.journal.read(0) if isinstance(record, SessionLost)]
+    assert len(facts) == 1
+
+
+def test_a_full_memory_takes_no_more() -> None:
+    """While the disk refuses, the engine leaves the messages in the inbox."""
+    files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
+    daemon = Daemon(files, broker, clock, None)
+    files.room_bytes = 0
+    while daemon.journal.pending_bytes < 5_000:
+        daemon.turn(9)
+        broker.unconfirmed.clear()
+    daemon.receive([broker.publish(clock.now())])
+    daemon.engine.stop(0.0)
+    assert daemon.engine._take(10) == []
+    assert daemon.inbox.queued() > 0
+
+
+def test_messages_gather_until_the_next_commit() -> None:
+    """No sync begins sooner than `commit_seconds` after the one before; here the time of the one before is now."""
+    daemon = Daemon(CrashFiles(), Broker(), ManualClock(START), None)
+    daemon.turn(1)
+    daemon.receive([daemon.broker.publish(START)])
+    late = threading.Timer(0.0, daemon.receive, [[daemon.broker.publish(START)]])
+    late.start()
+    assert len(daemon.engine._take(2)) == 2
+    late.join()
