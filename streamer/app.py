@@ -172,7 +172,7 @@ class App:
             self.http.stop()
         if self._is_writing_last:
             self._wait_for_write(max(deadline - time.monotonic(), 0.0))
-        is_saved = self._has_saved_last
+        is_saved = self._has_saved_last or self.engine.is_safe_unsaved
         self._directory.close()
         level = logging.INFO if is_saved else logging.ERROR
         event(log, level, "stopped", drained=drained, queued=self._inbox.queued(), state_saved=is_saved)

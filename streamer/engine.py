@@ -133,6 +133,7 @@ class Engine:
         self._touched: set[int] = set()
         self._remembered: list[Alarm] = []
         self._lost: list[Change] = []
+        self._untold: list[Change] = []
         self._swept_at = -np.inf
         self._saved_at = clock.monotonic()
         self._mailbox: Adjustment | None = None
@@ -171,9 +172,10 @@ class Engine:
         """Before `start`: the alarms that were open when the last run ended, however it ended.
 
         Those of which the restored state knows nothing are told as closed; the retained states of all series that are
-        in no alarm by it are taken back.
+        in no alarm by it are taken back. Those that are open and were not remembered are told as opened: the run that
+        opened them may have been killed before it could. That one is told twice does no harm, its id is the same.
         """
-        known = self._shard.open_alarms()
+        known, heard_of = self._shard.open_alarms(), {alarm.id for alarm in remembered}
         ids, series = {alarm.id for alarm in known}, {key for alarm in known for key in _series_of(alarm)}
         for alarm in remembered:
             told = set(series)
@@ -181,6 +183,7 @@ class Engine:
                 self._lost.append(Change("closed", alarm))
                 told.add(alarm.key)
             self._lost += [Change("left", alarm, key) for key in _series_of(alarm) if key not in told]
+        self._untold = [Change("opened", alarm) for alarm in known if alarm.id not in heard_of]
 
     def adjust(self, adjustment: Adjustment) -> None:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
@@ -190,6 +193,11 @@ class Engine:
     def has_failed(self) -> bool:
         """A bug has ended the engine's thread."""
         return self._failure is not None
+
+    @property
+    def is_safe_unsaved(self) -> bool:
+        """It has left in the middle of a turn, and the journal has what a snapshot could not."""
+        return self._has_left and self._safekeeping.is_safe
 
     def journal_trouble(self) -> str | None:
         """Why nothing is acknowledged, None while all is well."""
@@ -421,6 +429,8 @@ class Engine:
     def _say_anew(self) -> None:
         """A broker that was away may have lost what it had retained; and a run that was killed has left some behind."""
         now = self._clock.now()
+        untold, self._untold = self._untold, []
+        self._tell(untold)
         lost, self._lost = self._lost, []
         self._tell([each._replace(alarm=replace(each.alarm, updated_at=now, closed_at=now)) for each in lost])
         if self._publish_series != "off":

@@ -704,6 +704,21 @@ def test_an_alarm_of_which_a_killed_run_left_the_state_behind_is_closed() -> Non
     assert len(second.events()) == 1
 
 
+def test_an_alarm_that_a_killed_run_has_opened_and_not_told_is_told() -> None:
+    """Its readings are in the journal, so it is in the state; the file of told alarms is a second behind."""
+    first = Bench(weights=shipped_weights())
+    first.report("oven", [*noise(60).tolist(), 90.0])
+    (alarm,) = first.shard.open_alarms()
+    for remembered, wanted in (([], [("opened", alarm.id)]), ([alarm], [])):
+        second = Bench(weights=shipped_weights(), start=first.clock.now())
+        second.shard.restore(first.shard.export())
+        second.engine.close_lost(remembered)
+        for _ in range(2):
+            second.clock.advance(1)
+            second.turn()
+        assert [(event["event"], event["id"]) for event in second.events()] == wanted
+
+
 def test_open_alarms_are_remembered_when_they_change_and_not_else() -> None:
     """The file is written when an alarm opens or closes, at most once a second."""
     bench = Bench(weights=shipped_weights())

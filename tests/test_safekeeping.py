@@ -5,6 +5,7 @@ The engine is turned by hand on a file system that can lose power, against a bro
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Sequence
@@ -294,6 +295,23 @@ def test_a_lost_session_forgets_what_had_come() -> None:
     assert daemon.rejected() == 1
     facts = [record for _, record in daemon.journal.read(0) if isinstance(record, SessionLost)]
     assert len(facts) == 1
+
+
+def test_a_stop_in_the_middle_of_a_dear_turn_leaves_it_to_the_journal() -> None:
+    """No snapshot names such a state; all is acknowledged, and the next run takes it in."""
+    files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
+    daemon = Daemon(files, broker, clock, None)
+    readings = [{"time": START - 2000 + k, "value": k} for k in range(1000)]
+    dear = Message("plant/0", json.dumps(readings).encode(), 1, 1, False, START, 1)
+    broker.unconfirmed[1] = dear
+    daemon.receive([dear])
+    daemon.engine.stop(0.0)
+    daemon.engine.turn(daemon.inbox.take(1, 0))
+    assert daemon.engine.is_safe_unsaved
+    assert not daemon.engine._save_if_whole()
+    assert not broker.unconfirmed
+    again = Daemon(files, broker, clock, daemon.saved)
+    assert again.shard.detector.statistics.narrow[:, Narrow.COUNT].sum() == 1000
 
 
 def test_a_full_memory_takes_no_more() -> None:
