@@ -54,7 +54,7 @@ MOST_PLACE = 0.9  # in a bin: a view with an upper limit piles up at its end, an
 RECORD_FADES = 1 / 32_000  # a reading
 TAIL_WIDTH = 2.0  # of the cautious tail
 MOST_BEYOND = 8.0  # decades that it may add to the rank
-UNMOVED = 0.05  # a record or anchor below it is that of a series which has not moved: there is no tail to go on with
+UNMOVED = 0.05  # a record below it is that of a series which has not moved: there is no tail to go on with
 YOUTH = 100  # readings
 YOUTH_SHARE = 0.5  # how much of its youth is forgiven to a rank; of 0, 1/2 and 1 the best within the budget
 MOST_FORGIVEN = 0.9  # the score up to which it is to one that is no record
@@ -144,6 +144,7 @@ class Calibration:
         plain: beyond the third largest a tail as wide as the exceedances are, or as the way from the 90 % quantile to
         there, if that is wider. No single wild reading can deafen it.
         """
+        views = np.minimum(views, BINS * BIN_WIDTH)  # beyond, the histogram knows no difference
         rows = self._gather(slots)
         ranked = rows[:, Column.RANKED, None]
         bins, place = _bins(views)
@@ -163,7 +164,7 @@ class Calibration:
 
         at_anchor = np.log10(np.maximum(ranked / ANCHOR_RANK, 1))
         observed = (anchor - threshold) / np.maximum(at_anchor + np.log10(TAIL_SHARE), LEAST_DECADES)
-        above_anchor = np.where(anchor > UNMOVED, np.maximum(views - anchor, 0) / np.maximum(width, observed), 0)
+        above_anchor = np.where(anchor > 1.5 * BIN_WIDTH, np.maximum(views - anchor, 0) / np.maximum(width, observed), 0)
         plain = np.where(above_anchor > 0, at_anchor + above_anchor, 0)
 
         trust = np.clip((strict[:, None] - np.log10(ranked + 1) - SHOWN) / (UNSHOWN - SHOWN), 0, 1)
@@ -207,13 +208,13 @@ class Calibration:
         self.rows[slots, Column.RANKED] = from_above[:, 0, -1]
 
     def _anchor(self, slots: Slots) -> None:
-        """Finds the ANCHOR_RANK-th largest of each view anew; 0 while there are fewer."""
+        """Finds the end of the bin of each view's ANCHOR_RANK-th largest anew; 0 while there are fewer."""
         if not len(slots):
             return
         from_above = self.histogram[slots, :, ::-1].cumsum(axis=2, dtype=np.int32)
         bins = BINS - 1 - (from_above >= ANCHOR_RANK).argmax(axis=2)
         enough = from_above[:, :, -1] >= ANCHOR_RANK
-        self.rows[slots, Column.ANCHOR : Column.SMOOTH] = np.where(enough, (bins + 0.5) * BIN_WIDTH, 0)
+        self.rows[slots, Column.ANCHOR : Column.SMOOTH] = np.where(enough, (bins + 1) * BIN_WIDTH, 0)
 
     def keep(self, slot: int) -> Kept:
         """What `put_back` needs, taken when an alarm opens."""

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from models import pretrain, tbptt, weights
 from models.forecaster import Forecaster, log_loss
+from models.recipe import FIRST_SCORED
 from streamer.bench.quality.recordings import Recording, load, select
 from streamer.readings import Float64
 
@@ -128,12 +129,12 @@ def main(arguments: list[str] | None = None) -> int:
             table[name] = [
                 {
                     "from": start,
-                    "readings": min(stop, len(value)) - max(start, pretrain.FIRST_SCORED),
-                    "zero_shot": float(shipped[max(start, pretrain.FIRST_SCORED) : stop].mean()),
-                    "from_scratch": float(scratch[max(start, pretrain.FIRST_SCORED) : stop].mean()),
+                    "readings": min(stop, len(value)) - max(start, FIRST_SCORED),
+                    "zero_shot": float(shipped[max(start, FIRST_SCORED) : stop].mean()),
+                    "from_scratch": float(scratch[max(start, FIRST_SCORED) : stop].mean()),
                 }
                 for start, stop in pairwise(AGES)
-                if max(start, pretrain.FIRST_SCORED) < len(value)
+                if max(start, FIRST_SCORED) < len(value)
             ]
             sys.stderr.write(f"{name}: {time.process_time():.0f} s of CPU\n")
     sys.stdout.write(json.dumps(table, indent=1) + "\n" if options.json else _text(table))

@@ -769,8 +769,8 @@ def test_each_member_of_an_incident_has_a_state_while_it_is_one(caplog: pytest.L
     assert oven_states(bench)[-1] == ("power", None)
     assert [event["event"] for event in bench.events()].count("closed") == 1
     assert bench.numbers()["alarms_closed_total", "value"] == 1
-    logged = [record.__dict__["fields"]["channels"] for record in caplog.records if record.message.startswith("alarm")]
-    assert len(logged) == 1  # the end is of level INFO
+    logged = [record.__dict__["fields"]["channels"] for record in caplog.records if record.message == "alarm opened"]
+    assert len(logged) == 1
     assert "oven#temperature 100%" in logged[0]
 
 
