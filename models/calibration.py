@@ -35,7 +35,7 @@ VIEWS = (
 )
 ERROR, LEVEL, DRIFT = range(len(VIEWS))
 SMOOTHING = np.array([1.0, 1 / 3, 1 / 16], np.float32)  # weight of the newest reading in each view
-MOST_DRIFT = 3.0  # ten scales, of one reading in `drift`: else one wild reading would last for fifty
+MOST_DRIFT = 3.05  # ten scales, of one reading in `drift`: else one wild reading would last for fifty; mid of a bin
 
 TAIL_SHARE = 0.1
 PRIOR_THRESHOLD = np.array([1.2, 1.5, 1.5], np.float32)
@@ -50,7 +50,7 @@ YOUNG = 20.0  # readings: below about this age the tail of `distance` is widened
 
 BINS, BIN_WIDTH = 128, 0.1  # of the histogram: to 12.8, where a view is 180,000 scales
 REMEMBERED = 8000  # readings: a full histogram is halved, so that the last 4,000 to 8,000 count
-MOST_PLACE = 0.9  # in a bin: a view with an upper limit piles up at its end, and is among its like there
+MOST_VIEW = (BINS - 0.5) * BIN_WIDTH  # a view with a limit has it mid in a bin: there it is among its like
 RECORD_FADES = 1 / 32_000  # a reading
 TAIL_WIDTH = 2.0  # of the cautious tail
 MOST_BEYOND = 8.0  # decades that it may add to the rank
@@ -144,7 +144,6 @@ class Calibration:
         plain: beyond the third largest a tail as wide as the exceedances are, or as the way from the 90 % quantile to
         there, if that is wider. No single wild reading can deafen it.
         """
-        views = np.minimum(views, BINS * BIN_WIDTH)  # beyond, the histogram knows no difference
         rows = self._gather(slots)
         ranked = rows[:, Column.RANKED, None]
         bins, place = _bins(views)
@@ -164,7 +163,9 @@ class Calibration:
 
         at_anchor = np.log10(np.maximum(ranked / ANCHOR_RANK, 1))
         observed = (anchor - threshold) / np.maximum(at_anchor + np.log10(TAIL_SHARE), LEAST_DECADES)
-        above_anchor = np.where(anchor > 1.5 * BIN_WIDTH, np.maximum(views - anchor, 0) / np.maximum(width, observed), 0)
+        further = np.minimum(views, MOST_VIEW) - anchor
+        further = np.where((further > BIN_WIDTH / 2) & (anchor > UNMOVED), further, 0)
+        above_anchor = further / np.maximum(width, observed)
         plain = np.where(above_anchor > 0, at_anchor + above_anchor, 0)
 
         trust = np.clip((strict[:, None] - np.log10(ranked + 1) - SHOWN) / (UNSHOWN - SHOWN), 0, 1)
@@ -208,13 +209,13 @@ class Calibration:
         self.rows[slots, Column.RANKED] = from_above[:, 0, -1]
 
     def _anchor(self, slots: Slots) -> None:
-        """Finds the end of the bin of each view's ANCHOR_RANK-th largest anew; 0 while there are fewer."""
+        """Finds the middle of the bin of each view's ANCHOR_RANK-th largest anew; 0 while there are fewer."""
         if not len(slots):
             return
         from_above = self.histogram[slots, :, ::-1].cumsum(axis=2, dtype=np.int32)
         bins = BINS - 1 - (from_above >= ANCHOR_RANK).argmax(axis=2)
         enough = from_above[:, :, -1] >= ANCHOR_RANK
-        self.rows[slots, Column.ANCHOR : Column.SMOOTH] = np.where(enough, (bins + 1) * BIN_WIDTH, 0)
+        self.rows[slots, Column.ANCHOR : Column.SMOOTH] = np.where(enough, (bins + 0.5) * BIN_WIDTH, 0)
 
     def keep(self, slot: int) -> Kept:
         """What `put_back` needs, taken when an alarm opens."""
@@ -240,16 +241,15 @@ class Calibration:
         self.histogram[slot] = histogram
         row = self.rows[slot]
         row[Column.RANKED] = kept.ranked + 1
-        most = MOST_EXCESSES * np.maximum(row[Column.EXCESS : Column.RECORD], LEAST_EXCESS)
-        row[Column.RECORD : Column.ANCHOR] = record + np.clip(PEAK_SHARE * (peak - record), 0, most)
+        row[Column.RECORD : Column.ANCHOR] = record + PEAK_SHARE * np.maximum(peak - record, 0)
         self._anchor(np.array([slot]))
 
 
 def _bins(views: Float32) -> tuple[NDArray[np.intp], Float32]:
-    """The bin of each view and how far in it the view lies, 0 to `MOST_PLACE`."""
-    position = views / BIN_WIDTH
+    """The bin of each view and how far in it the view lies, 0 to 1."""
+    position = np.minimum(views, MOST_VIEW) / BIN_WIDTH
     bins = np.clip(position, 0, BINS - 1).astype(np.intp)
-    return bins, np.clip(position - bins, 0, MOST_PLACE).astype(np.float32)
+    return bins, np.clip(position - bins, 0, 1).astype(np.float32)
 
 
 def strictness(budget_per_month: float, interval_seconds: Float64) -> Float64:

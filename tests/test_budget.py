@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models import calibration, features
 from models.calibration import VIEWS, Calibration
 from tests.budget import Cadence, Plain, Tally, measure, synthetic
 from tests.streams import START
@@ -35,9 +36,9 @@ def test_only_what_is_far_from_labels_counts() -> None:
     assert tallies[1].due["all"] == pytest.approx(0.75 * tallies[0].due["all"])
 
 
-@pytest.mark.parametrize("limit", [3.0, 15.0])
+@pytest.mark.parametrize("limit", [calibration.MOST_DRIFT, features.Y_LIMIT])
 def test_a_view_at_its_limit_is_not_rare_for_ever(limit: float) -> None:
-    """A hair below the end of a bin, or beyond the last one, as often before: no more than one in a few hundred."""
+    """A hair below the limit, as often before: no more than one in a few hundred."""
     rows = Calibration.allocate(1)
     slots, normal = np.zeros(1, np.intp), np.ones(1, np.bool_)
     for k in range(4000):

@@ -214,7 +214,7 @@ def test_one_wild_reading_does_not_deafen_a_fast_series(strict: float) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 400))
 def test_the_anchor_is_the_third_largest(seed: int, readings: int) -> None:
-    """Against sorting: at most a bin above it."""
+    """Against sorting, within half a bin."""
     rng = np.random.default_rng(seed)
     past = (rng.exponential(size=(readings, len(VIEWS))) * MEANS).astype(np.float32)
     tails = Calibration.allocate(1)
@@ -225,8 +225,7 @@ def test_the_anchor_is_the_third_largest(seed: int, readings: int) -> None:
         assert (anchor == 0).all()
     else:
         third = np.sort(past, axis=0)[-calibration.ANCHOR_RANK]
-        assert (anchor >= third - 1e-5).all()
-        assert (anchor <= third + calibration.BIN_WIDTH + 1e-5).all()
+        assert np.abs(anchor - third).max() <= calibration.BIN_WIDTH / 2 + 1e-5
 
 
 def test_what_has_come_to_stay_is_rare_no_more_but_as_far_as_before() -> None:
