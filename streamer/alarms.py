@@ -2,8 +2,8 @@
 
     score >= 1                                        opened, or joined: updated
     a score a quarter higher than the last told       updated
-    10 readings in a row nearer than half of it to the
-    old normal, by every view that held the series    the series no longer holds the alarm; the last one: closed
+    10 readings in a row nearer than half of it, and
+    than half as far as it was, to the old normal     the series no longer holds the alarm; the last one: closed
 
 The forecast gets used to a fault that stays, and it is rare no more; the distance from the old normal does not: its
 statistics stand still while an alarm is open. So a jump that stays keeps its alarm, however well it is known by then.
@@ -121,7 +121,10 @@ class Member:
     peak_views: Sequence[float]
     kept: calibration.Kept | None
     calm: int = 0
-    held_by_level: bool = False
+    lasts: bool = False
+    """a view that does not get used to the fault has reached 1, by rank or by distance"""
+    furthest: float = 0.0
+    """from the old normal, by these views, as a score"""
 
 
 @dataclass(slots=True, eq=False)
@@ -215,7 +218,7 @@ class ValueAlarms:
     @staticmethod
     def _follow(member: Member, row: int, wave: Wave, score: float) -> bool:
         """Adds a reading; True if it is the worst so far."""
-        if member.held_by_level and wave.distances[row, LASTING].max() < CALM_SCORE:
+        if np.isnan(score) or (member.lasts and _is_back(member, wave, row, 0.0)):
             return False  # the way back from a long fault surprises as much as the fault did, and is not worse
         member.peak_views = np.maximum(member.peak_views, wave.views[row]).tolist()
         if score > member.score:
@@ -225,13 +228,15 @@ class ValueAlarms:
 
     @staticmethod
     def _calm(member: Member, wave: Wave, row: int, *, scored: bool) -> None:
-        if wave.distances[row, LASTING].max() >= OPEN_SCORE:
-            member.held_by_level = True
         if not scored:
             return  # no verdict is no sign of calm
-        distances = wave.distances[row]
-        holding = distances if member.held_by_level else np.delete(distances, LASTING)
-        member.calm = member.calm + 1 if holding.max() < CALM_SCORE else 0
+        distances, lasting = wave.distances[row], float(wave.distances[row, LASTING].max())
+        member.furthest = max(member.furthest, lasting)
+        member.lasts |= max(lasting, float(wave.levels[row, LASTING].max())) >= OPEN_SCORE
+        is_calm = distances[calibration.ERROR] < CALM_SCORE
+        if member.lasts:  # never asked to be nearer than nine readings in ten always are
+            is_calm &= _is_back(member, wave, row, 1.0 / float(wave.strictness[row]))
+        member.calm = member.calm + 1 if is_calm else 0
 
     def _forget(self, slot: int) -> None:
         del self._members[slot]
@@ -373,6 +378,12 @@ def _reading(row: int, wave: Wave, scores: Scores) -> Reading:
         upper=float(scores.upper[at]),
         usual=float(wave.usual[row]),
     )
+
+
+def _is_back(member: Member, wave: Wave, row: int, near_enough: float) -> bool:
+    """By the views that do not get used to a fault; of a mild one that stays, CALM_SCORE would be too near."""
+    far = float(wave.distances[row, LASTING].max())
+    return far < min(CALM_SCORE, max(member.furthest / 2, near_enough))
 
 
 def _is_near(reading: Reading, time: float, readings: float) -> bool:

@@ -251,12 +251,35 @@ def test_a_drift_is_told_with_the_usual_level() -> None:
     target = shard(budget=30.0)
     values = calm(1200)
     values[1000:] -= 0.2 * np.arange(200)
-    opened, *_, last = (change.alarm for change in feed(target, values))
-    for alarm in (opened, last):
+    (opened,) = (change.alarm for change in feed(target, values))
+    for alarm in (opened, *target.open_alarms()):
         assert alarm.view in ("level", "drift")
         assert alarm.value == pytest.approx(alarm.expected, abs=0.5)
         assert alarm.usual == alarm.channels[0].usual == pytest.approx(20, abs=0.5)
         assert alarm.direction == "below"
+
+
+@pytest.mark.parametrize("sigmas", [1.5, 2.0, 5.0])
+def test_a_mild_shift_that_stays_is_not_told_again_and_again(sigmas: float) -> None:
+    """Hour by hour for two weeks; it is held as long as it is further than half of what it was."""
+    target = shard()
+    calm_alarms = len(feed(target, noise(2500, 5), step=3600.0))
+    opened = [
+        change for change in feed(target, sigmas + noise(400, 6), first=2500, step=3600.0) if change.what == "opened"
+    ]
+    assert calm_alarms < 20
+    assert len(opened) <= 2
+    assert sigmas < 2 or (len(opened), len(target.open_alarms())) == (1, 1)
+
+
+def test_a_reading_after_a_gap_is_no_peak() -> None:
+    """It has no verdict, so it is not what the series is measured by afterwards."""
+    target = shard()
+    feed(target, calm(400))
+    feed(target, np.array([80.0]), first=400)
+    peaks = [list(member.peak_views) for member in target.value_alarms.state().members]
+    feed(target, np.array([1e9]), first=40_000)
+    assert [list(member.peak_views) for member in target.value_alarms.state().members] == peaks
 
 
 def test_a_spike_is_told_without_it() -> None:
