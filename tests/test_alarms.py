@@ -11,6 +11,7 @@ from streamer.alarms import NOTED_SCORE, OPEN_SCORE, Change, alarm_id
 from streamer.readings import Batch, Float64
 from streamer.registry import Registry
 from streamer.shard import Shard
+from tests.streams import noise
 
 START = 1_790_000_000.0
 

@@ -41,19 +41,19 @@ SHORT = (
     "MSL/T-9",
 )
 FLOORS = {
-    "nab_caught_at_1_per_10k": 0.40,
+    "nab_caught_at_1_per_10k": 0.55,
     "nab_caught_at_1_per_1k": 0.60,
-    "nab_vus_pr": 0.46,
-    "nab_score_standard": 61.8,
-    "nab_score_low_fp": 49.6,
-    "nab_caught_by_alarm": 0.53,
-    "nab_false_alarms": 11.0,  # of these, no more
+    "nab_vus_pr": 0.48,
+    "nab_score_standard": 64.0,
+    "nab_score_low_fp": 50.0,
+    "nab_caught_by_alarm": 0.49,
+    "nab_false_alarms": 6.0,  # of these, no more
     "skab_caught_at_1_per_10k": 0.93,
-    "skab_vus_pr": 0.70,
+    "skab_vus_pr": 0.68,
     "3w_caught_at_1_per_10k": 0.93,
-    "3w_vus_pr": 0.90,
-    "msl_vus_pr": 0.40,
-    "msl_false_alarms": 3.0,
+    "3w_vus_pr": 0.94,
+    "msl_vus_pr": 0.42,
+    "msl_false_alarms": 1.0,
 }
 
 
