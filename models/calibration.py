@@ -207,6 +207,7 @@ class Calibration:
         from_above = (self.histogram[slots, :, ::-1].cumsum(axis=2, dtype=np.int32) + 1) // 2
         self.histogram[slots, :, ::-1] = np.diff(from_above, axis=2, prepend=0)
         self.rows[slots, Column.RANKED] = from_above[:, 0, -1]
+        self._anchor(slots)
 
     def _anchor(self, slots: Slots) -> None:
         """Finds the middle of the bin of each view's ANCHOR_RANK-th largest anew; 0 while there are fewer."""

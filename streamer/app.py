@@ -145,6 +145,8 @@ class App:
             # Also what an earlier run with a journal has left: it is not in the last snapshot.
             if durability == "journal" or (durability == "snapshot" and self._journal_directory.exists()):
                 self._recover(position)
+            if not len(self._shard.registry):
+                event(log, logging.INFO, "no state to restore: every series begins anew")
             self.engine.close_lost(_alarms(self._directory.kept(ALARMS_FILE)))
             if self.http is not None:
                 self.http.start()
@@ -302,7 +304,6 @@ class App:
                 left_behind=left_behind,
             )  # fmt: skip
             return found.position
-        event(log, logging.INFO, "no state to restore: every series begins anew")
         return None
 
     def _recover(self, position: int | None) -> None:

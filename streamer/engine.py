@@ -183,7 +183,8 @@ class Engine:
                 self._lost.append(Change("closed", alarm))
                 told.add(alarm.key)
             self._lost += [Change("left", alarm, key) for key in _series_of(alarm) if key not in told]
-        self._untold = [Change("opened", alarm) for alarm in known if alarm.id not in heard_of]
+        self._untold = [Change("opened", a, next(iter(a.members), None)) for a in known if a.id not in heard_of]
+        self._remembered = remembered
 
     def adjust(self, adjustment: Adjustment) -> None:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
@@ -225,6 +226,7 @@ class Engine:
                     share = TURN_SECONDS / max(self._clock.monotonic() - started, TURN_SECONDS / MAX_BATCH)
                     limit = min(max(int(len(messages) * share), LEAST_BATCH), MAX_BATCH)
             self._safekeeping.commit([], np.inf)
+            self._remember_told()
             self._save_if_whole()
             self._safekeeping.close()
         except BaseException as error:
@@ -263,6 +265,7 @@ class Engine:
         self._take_mail()
         self._listen()
         if messages:
+            self._tell_past()  # a session's backlog comes ahead of SUBACK: "opened" before what closes it
             self._settle(messages, started)
         elif not self._safekeeping.is_safe or self._safekeeping.trouble is not None:
             self._commit([], started)
@@ -428,15 +431,26 @@ class Engine:
 
     def _say_anew(self) -> None:
         """A broker that was away may have lost what it had retained; and a run that was killed has left some behind."""
+        self._tell_past()
+        if self._publish_series != "off":
+            for alarm in self._shard.open_alarms():
+                for key in _series_of(alarm):
+                    self._send(self._state_of_alarm(alarm, key))
+
+    def _tell_past(self) -> None:
+        """Once: what `close_lost` has found."""
         now = self._clock.now()
         untold, self._untold = self._untold, []
         self._tell(untold)
         lost, self._lost = self._lost, []
         self._tell([each._replace(alarm=replace(each.alarm, updated_at=now, closed_at=now)) for each in lost])
-        if self._publish_series != "off":
-            for alarm in self._shard.open_alarms():
-                for key in _series_of(alarm):
-                    self._send(self._state_of_alarm(alarm, key))
+
+    def _remember_told(self) -> None:
+        """Not while `_tell_past` is owed: until then the file must say what the last run has told."""
+        self.alarms = self._shard.open_alarms()  # also those that a restored state has brought
+        if not (self._untold or self._lost) and self.alarms != self._remembered:
+            self._remember(self.alarms)
+            self._remembered = self.alarms
 
     def _take_mail(self) -> None:
         adjustment, self._mailbox = self._mailbox, None
@@ -461,10 +475,7 @@ class Engine:
                 self._metrics.add("alarms_opened_total", 1, change.alarm.kind)
         self._publish_touched(now)
         self._renew_table(now)
-        self.alarms = self._shard.open_alarms()  # also those that a restored state has brought
-        if self.alarms != self._remembered:
-            self._remember(self.alarms)
-            self._remembered = self.alarms
+        self._remember_told()
         self._show(now)
 
     def _show(self, now: float) -> None:

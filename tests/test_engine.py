@@ -31,7 +31,7 @@ from streamer.outbox import Outgoing
 from streamer.payloads import Decoder, Rejection
 from streamer.readings import Alarm, Batch, Float64, Message
 from streamer.registry import Registry
-from streamer.shard import Outcome, Shard
+from streamer.shard import Outcome, Shard, State
 from tests import scrapes
 from tests.scrapes import Numbers, total
 from tests.streams import START, noise, random_weights, shipped_weights
@@ -856,3 +856,60 @@ def test_nobody_is_silent_whose_messages_wait() -> None:
     bench.clock.advance(60)
     bench.turn()
     assert {event["kind"] for event in bench.events()} == {"silent"}
+
+
+def killed_in_an_alarm() -> Bench:
+    """A run that has opened an alarm and had no time to tell."""
+    bench = Bench(weights=shipped_weights())
+    bench.report("oven", [*noise(60).tolist(), 90.0])
+    return bench
+
+
+def next_run(before: Bench, state: State, remembered: list[Alarm]) -> Bench:
+    bench = Bench(weights=shipped_weights(), start=before.clock.now())
+    bench.shard.restore(state)
+    bench.engine.close_lost(remembered)
+    return bench
+
+
+def test_a_backlog_that_ends_an_untold_alarm_tells_both_in_order() -> None:
+    """The messages of a persistent session come before the daemon hears: opened, closed, and no state is left."""
+    first = killed_in_an_alarm()
+    second = next_run(first, first.shard.export(), [])
+    second.is_hearing = False
+    second.report("oven", noise(60, 1).tolist())
+    second.is_hearing = True
+    second.clock.advance(1)
+    second.turn()
+    assert [event["event"] for event in second.events()] == ["opened", "closed"]
+    assert second.states("oven")[-1] == b""
+
+
+def test_a_lost_alarm_is_told_as_closed_once() -> None:
+    """Also if nothing else is ever open: the next start does not tell it again."""
+    first = Bench(weights=shipped_weights())
+    first.report("oven", noise(60).tolist())
+    state = first.shard.export()
+    first.report("oven", [90.0])
+    first.clock.advance(1)
+    first.turn()
+    remembered = first.remembered
+    told: list[list[object]] = []
+    for _ in range(2):
+        bench = next_run(first, state, remembered)
+        bench.clock.advance(1)
+        bench.turn()
+        told.append([event["event"] for event in bench.events()])
+        remembered = bench.remembered if bench.times_remembered else remembered
+    assert told == [["closed"], []]
+
+
+def test_what_is_not_told_yet_is_not_remembered_as_told() -> None:
+    """A run that never reached the broker leaves it to the next one."""
+    first = killed_in_an_alarm()
+    second = next_run(first, first.shard.export(), [])
+    second.is_hearing = False
+    second.clock.advance(1)
+    second.turn()
+    assert not second.events()
+    assert not second.times_remembered
