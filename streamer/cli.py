@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_settings(replay)
 
-    train = command("train", _train, "Make weights; by now from synthetic series only, with --pretrain.")
+    train = command("train", _train, "Make weights; so far from synthetic series only, with --pretrain.")
     train.add_argument(
         "out", metavar="OUT", nargs="?", type=Path, help="the weights to write, OUT.safetensors; a manifest goes beside"
     )

@@ -67,7 +67,8 @@ def _reason(alarm: AlarmEvent) -> str:
         quiet, allowed = alarm.detail.get("quiet_seconds", 0.0), alarm.detail.get("allowed_seconds", 0.0)
         return f"silent for {quiet:.0f} s, {allowed:.0f} s allowed"
     value, expected, lower, upper = map(_number, (alarm.value, alarm.expected, alarm.lower, alarm.upper))
-    return f"value {value}, expected {expected} ({lower} to {upper}), score {_number(alarm.score)}"
+    usual = "" if alarm.usual is None else f", usually {_number(alarm.usual)}"
+    return f"value {value}{usual}, expected {expected} ({lower} to {upper}), score {_number(alarm.score)}"
 
 
 def _number(number: float | None) -> str:

@@ -36,6 +36,8 @@ class AlarmEvent(msgspec.Struct, frozen=True):
     upper: float | None = None
     score: float | None = None
     detail: dict[str, float] = {}
+    usual: float | None = None
+    """what a level or a drift was judged by"""
 
 
 class Offline(NamedTuple):
