@@ -352,8 +352,9 @@ class Engine:
         senders: list[_Sender] = []
         session = self._session()
         for message in messages:
-            if message.connection >= session:  # what waits of an older connection belongs to the session before
-                self._safekeeping.note_session(session)
+            # What waits of an older connection belongs to the session before; its end is journaled ahead of this turn.
+            if message.connection >= session and self._safekeeping.note_session(session):
+                senders = [sender._replace(digest=0) for sender in senders]
             if message.dup and self._safekeeping.is_known(message):
                 rejected["redelivered"] += 1
             elif not decoder.is_wanted(message.topic):

@@ -59,12 +59,17 @@ class Safekeeping:
         """After a snapshot: what is not in it and was written before is written again."""
         self._written = None
 
-    def note_session(self, began: int) -> None:
-        """A message of the session that began with this connection is next; 0 for a session of an earlier run."""
-        if began != self._session:
-            self._session = began
-            self._redelivery.forget()
-            self.append(SessionLost())
+    def note_session(self, began: int) -> bool:
+        """A message of the session that began with this connection is next; 0 for a session of an earlier run.
+
+        True if the session before is lost: its identifiers mean nothing any more.
+        """
+        if began == self._session:
+            return False
+        self._session = began
+        self._redelivery.forget()
+        self.append(SessionLost())
+        return True
 
     def is_known(self, message: Message) -> bool:
         """The broker sends again what the journal holds."""

@@ -295,6 +295,10 @@ def test_a_lost_session_forgets_what_had_come() -> None:
     assert daemon.rejected() == 1
     facts = [record for _, record in daemon.journal.read(0) if isinstance(record, SessionLost)]
     assert len(facts) == 1
+    restarted = Redelivery()
+    replay(daemon.journal.read(0), 0, new_shard(), restarted)
+    live, known = daemon.redelivery.state(), restarted.state()
+    assert dict(zip(live.mid, live.digest, strict=True)) == dict(zip(known.mid, known.digest, strict=True))
 
 
 def test_a_stop_in_the_middle_of_a_dear_turn_leaves_it_to_the_journal() -> None:
