@@ -26,7 +26,7 @@ from models.weights import Weights
 from streamer.detector import DIFFERENT_SECONDS
 from streamer.engine import LARGEST_VALUE
 from streamer.errors import InputError
-from streamer.readings import Batch, Float64, Int32, Scores
+from streamer.readings import Alarm, Batch, Float64, Int32, Scores, Unscored
 from streamer.registry import FREE, Registry
 from streamer.shard import Shard
 
@@ -175,6 +175,13 @@ def _float(cell: str) -> float:
 
 # --- Scoring ---
 
+OnOpened = Callable[[int, str, str, Alarm], None]
+"""Told of each alarm when it opens: number of the source, the row's time as it was read, name of the series"""
+
+
+def _ignore(_source: int, _time: str, _name: str, _alarm: Alarm) -> None:
+    pass
+
 
 def replay(
     files: list[Path],
@@ -183,8 +190,9 @@ def replay(
     *,
     device_score: bool,
     offline: Weights | None = None,
+    opened: OnOpened = _ignore,
 ) -> dict[str, int]:
-    """Scores the files side by side and writes one output each. Returns counts: readings, scored, alarms.
+    """Scores the files side by side and writes one output each. Returns counts: readings, verdicts by kind, alarms.
 
     `offline`: the bidirectional weights of a shard that labels history; the files are then read whole beforehand.
     """
@@ -193,10 +201,11 @@ def replay(
         writer.writerow(COLUMNS)
     sources = [read_rows(path) for path in files]
     if offline is None:
-        return replay_rows(sources, shard, writers, device_score=device_score)
+        return replay_rows(sources, shard, writers, device_score=device_score, opened=opened)
     read = [list(source) for source in sources]
     foresight = Foresight(offline, shard, read)
-    return replay_rows([iter(rows) for rows in read], shard, writers, device_score=device_score, foresight=foresight)
+    rows = [iter(each) for each in read]
+    return replay_rows(rows, shard, writers, device_score=device_score, foresight=foresight, opened=opened)
 
 
 class Foresight:
@@ -240,10 +249,11 @@ def replay_rows(
     *,
     device_score: bool,
     foresight: Foresight | None = None,
+    opened: OnOpened = _ignore,
 ) -> dict[str, int]:
     """The same for rows from anywhere: each source is a device of its own, and its writer gets tuples of `COLUMNS`."""
     left = dict(enumerate(sources))
-    counts = {"readings": 0, "scored": 0, "alarms": 0}
+    counts = dict.fromkeys(("readings", *(kind.name.lower() for kind in Unscored), "rejected", "alarms"), 0)
     while left:
         rows: dict[int, Row] = {}
         for index in list(left):
@@ -253,7 +263,7 @@ def replay_rows(
             else:
                 rows[index] = row
         if rows:
-            _step(shard, rows, writers, counts, foresight, device_score=device_score)
+            _step(shard, rows, writers, counts, foresight, opened, device_score=device_score)
     return counts
 
 
@@ -263,6 +273,7 @@ def _step(
     writers: list[Writer],
     counts: dict[str, int],
     foresight: Foresight | None,
+    opened: OnOpened,
     *,
     device_score: bool,
 ) -> None:
@@ -282,8 +293,14 @@ def _step(
     outcome = shard.process(batch, max(row.time for row in rows.values()))
     place = dict(zip(good.tolist(), range(len(good)), strict=True))
     counts["readings"] += len(cells)
-    counts["scored"] += int((~np.isnan(outcome.scores.score)).sum())
-    counts["alarms"] += sum(change.what == "opened" for change in outcome.changes)
+    counts["rejected"] += len(cells) - len(good)
+    for kind, count in enumerate(np.bincount(outcome.scores.unscored, minlength=len(Unscored)).tolist()):
+        counts[Unscored(kind).name.lower()] += count
+    for change in outcome.changes:
+        if change.what == "opened":
+            counts["alarms"] += 1
+            index, _, name = change.alarm.key.partition("#")
+            opened(int(index), rows[int(index)].text, name, change.alarm)
 
     at = 0
     for i, row in rows.items():
@@ -317,6 +334,13 @@ def _figures(scores: Scores, row: int) -> tuple[str, str, str, str]:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
+
+
+def _told(alarm: Alarm) -> str:
+    numbers = (alarm.value, alarm.usual, alarm.expected, alarm.lower, alarm.upper, alarm.score)
+    value, usual, expected, lower, upper, score = ("none" if each is None else f"{each:.6g}" for each in numbers)
+    usually = "" if alarm.usual is None else f", usually {usual}"
+    return f"value {value}{usually}, expected {expected} ({lower} to {upper}), score {score}, id {alarm.id}"
 
 
 # --- The command ---
@@ -359,6 +383,16 @@ def replay_command(
         outputs: list[TextIO] = []
         for path in files:
             outputs.append(stack.enter_context(_open(output, path, files)))
-        counts = replay(files, shard, outputs, device_score=device_score, offline=offline)
-    sys.stderr.write(", ".join(f"{name} {count}" for name, count in counts.items()) + "\n")
+
+        def opened(source: int, time: str, name: str, alarm: Alarm) -> None:
+            where = f"{files[source]}: " if len(files) > 1 else ""
+            sys.stderr.write(f"{where}alarm at {time} on {name}: {_told(alarm)}\n")
+
+        counts = replay(files, shard, outputs, device_score=device_score, offline=offline, opened=opened)
+    always = ("readings", "scored", "alarms")
+    sys.stderr.write(", ".join(f"{name} {count}" for name, count in counts.items() if count or name in always) + "\n")
+    if counts["late"] > counts["scored"]:
+        sys.stderr.write(
+            "most rows are older than the one before and have no score; expected them in the order of time\n"
+        )
     return 0

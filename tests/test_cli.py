@@ -430,3 +430,20 @@ def test_version_names_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     assert out.splitlines()[-1].split() == ["python", ".".join(map(str, sys.version_info[:3]))]
     assert json.loads(run(capsys, "version", "--json")[1]).keys() >= {"anomaly-streamer", "torch", "python"}
+
+
+def test_replay_tells_alarms_and_what_had_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard error: a line an alarm, the counts, and what to do where nothing can be scored."""
+    rows = [f"{60 * k},{20 + 0.1 * (k * 7919 % 13)}" for k in range(300)]
+    rows[250] = f"{60 * 250},90"
+    forwards, backwards, scores = tmp_path / "forwards.csv", tmp_path / "backwards.csv", tmp_path / "scores.csv"
+    forwards.write_text("\n".join(["time,oven", *rows]))
+    backwards.write_text("\n".join(["time,oven", *reversed(rows)]))
+    assert main(["replay", str(forwards), "--output", str(scores)]) == 0
+    alarm, counts = capsys.readouterr().err.splitlines()
+    assert alarm.startswith("alarm at 15000 on oven: value 90, expected 2")
+    assert counts == "readings 300, scored 280, warming 20, alarms 1"
+    assert main(["replay", str(backwards), "--output", str(scores)]) == 0
+    counts, advice = capsys.readouterr().err.splitlines()
+    assert counts == "readings 300, scored 0, warming 1, late 299, alarms 0"
+    assert "in the order of time" in advice
