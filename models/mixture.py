@@ -1,4 +1,4 @@
-"""The forecast: a mixture of three logistic distributions in y, with its tail probability and quantiles, in numpy.
+"""The forecast: a mixture of three logistic distributions in y, with its quantiles, in numpy.
 
 Three, because a sensor that holds, jumps or switches has a next value in one of a few places; logistic, because its
 distribution function is one sigmoid and its tails are heavier than a Gaussian's. The head speaks in units of the
@@ -22,7 +22,6 @@ BAND = np.array([0.005, 0.5, 0.995], np.float32)  # lower end, median, upper end
 BAND_LOGIT, BAND_TANH = np.log(BAND / (1 - BAND)), 2 * BAND - 1
 SECTIONS, ROUNDS = 8, 6
 INNER = np.arange(1, SECTIONS, dtype=np.float32)
-LOG_2, LOG_10 = float(np.log(2.0)), float(np.log(10.0))
 
 
 def unpack(head: Float32, previous: Float32, step: Float32) -> Float32:
@@ -36,22 +35,6 @@ def unpack(head: Float32, previous: Float32, step: Float32) -> Float32:
     spread = np.exp(np.clip(head[:, 2 * COMPONENTS :], -LOG_SCALE_LIMIT, LOG_SCALE_LIMIT))
     forecast[:, 2] = np.maximum(step[:, None] * spread, SCALE_FLOOR)
     return forecast
-
-
-def tail_surprise(forecast: Float32, y: Float32) -> Float32:
-    """-log10 of the two-sided tail probability of `y` `(n,)`, >= 0. Exact far out: tails are summed as logarithms."""
-    z = (y[:, None] - forecast[:, 1]) / forecast[:, 2]
-    log_weight = np.log(np.maximum(forecast[:, 0], 1e-30))
-    above = _log_sum(log_weight - np.logaddexp(0.0, z))  # log P(Y > y)
-    below = _log_sum(log_weight - np.logaddexp(0.0, -z))
-    surprise: Float32 = np.maximum((np.minimum(above, below) + LOG_2) / -LOG_10, 0.0).astype(np.float32)
-    return surprise
-
-
-def _log_sum(terms: NDArray[np.floating]) -> NDArray[np.floating]:
-    """log of the sum of exp over the three columns; a reduction over so short an axis costs more than two calls."""
-    total: NDArray[np.floating] = np.logaddexp(np.logaddexp(terms[:, 0], terms[:, 1]), terms[:, 2])
-    return total
 
 
 def quantiles(forecast: Float32) -> Float32:

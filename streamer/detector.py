@@ -115,7 +115,6 @@ class Detector:
         known = count > 0
         scores.score[rows] = score
         scores.view[rows] = levels.argmax(axis=1)
-        scores.surprise[rows] = np.where(known, mixture.tail_surprise(forecast, y), np.nan)
         for column, values in ((scores.expected, expected), (scores.lower, lower), (scores.upper, upper)):
             column[rows] = np.where(known, values, np.nan)
         usual_value = features.from_y(usual, look.location, look.scale)
@@ -181,6 +180,5 @@ def no_scores(n: int) -> Scores:
         expected=np.full(n, np.nan),
         lower=np.full(n, np.nan),
         upper=np.full(n, np.nan),
-        surprise=np.full(n, np.nan, np.float32),
         view=np.zeros(n, np.uint8),
     )

@@ -86,8 +86,6 @@ class Scores:
     lower: Float64
     upper: Float64
     """the forecast's 99 % band"""
-    surprise: Float32
-    """-log10 of the forecast's two-sided tail probability of the value"""
     view: UInt8
     """which view gave the score: an index into `models.calibration.VIEWS`"""
 
@@ -98,7 +96,6 @@ class Scores:
         """Takes over the verdicts on some rows of the batch."""
         self.score[rows], self.unscored[rows], self.view[rows] = part.score, part.unscored, part.view
         self.expected[rows], self.lower[rows], self.upper[rows] = part.expected, part.lower, part.upper
-        self.surprise[rows] = part.surprise
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -228,6 +228,7 @@ def test_lines_carry_the_plants_time_and_all_figures_of_an_alarm() -> None:
     )
     late = AlarmEvent("opened", "id", "value", "p#flow", START, None, 17.06, 30.9, 29.0, 32.5, 1.14)
     assert show.alarm_opened(late, a_fault(start=START - 700.0)).endswith("<- fault 1, only at its end")
+    assert show.missed(a_fault()) == "missed: fault 1, it breaks (shift) on p#flow"
     drift = AlarmEvent("opened", "id", "value", "p#flow", START, None, 17.06, 17.3, 16.0, 19.0, 1.14, usual=30.9)
     assert "value 17.06, usually 30.9, expected 17.3 (16 to 19), score" in show.alarm_opened(drift, None)
     silent = AlarmEvent("opened", "id", "silent", "p#*", START, detail={"quiet_seconds": 407.6, "allowed_seconds": 50})

@@ -82,6 +82,12 @@ def tally(faults: Sequence[Fault], alarms: Sequence[Alarm]) -> Tally:
     return Tally(len(faults), caught, len(faults) - caught, credited.count(None))
 
 
+def missed(faults: Sequence[Fault], alarms: Sequence[Alarm]) -> list[Fault]:
+    """The faults that no alarm has seen."""
+    seen = {fault.number for alarm in alarms if (fault := credit(faults, alarm)) is not None}
+    return [fault for fault in faults if fault.number not in seen]
+
+
 # --- Kinds ---
 
 Shape = Callable[[float, float, Random], float]

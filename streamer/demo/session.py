@@ -28,7 +28,7 @@ from streamer.app import App
 from streamer.demo import plant, show, watch
 from streamer.demo.broker import broker
 from streamer.demo.clock import PlantClock, first_moment
-from streamer.demo.faults import Alarm, Fault, Tally, credit, tally
+from streamer.demo.faults import Alarm, Fault, Tally, credit, missed, tally
 from streamer.demo.watch import AlarmEvent, Counters, Offline
 from streamer.errors import ServiceError
 from streamer.log import configure
@@ -77,6 +77,8 @@ def run(seconds: float | None, port: int, http_port: int) -> int:
                 with _plant(broker_port, clock, left, events):
                     _follow(app, events, account, deadline)
         account.close(events)
+    for fault in account.missed():
+        _say(show.missed(fault))
     result = account.tally()
     _say(str(result))
     return 0 if result.caught else 1
@@ -170,6 +172,10 @@ class Account:
     def tally(self) -> Tally:
         """Who has seen what."""
         return tally(self._faults, self._alarms)
+
+    def missed(self) -> list[Fault]:
+        """What nobody has seen."""
+        return missed(self._faults, self._alarms)
 
 
 def _say(line: str) -> None:

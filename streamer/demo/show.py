@@ -56,6 +56,11 @@ def alarm_opened(alarm: AlarmEvent, fault: Fault | None) -> str:
     return _line(alarm.opened_at, "ALARM", f"opened on {alarm.key}: {_reason(alarm)} <- {whose}")
 
 
+def missed(fault: Fault) -> str:
+    """A fault of the account that no alarm has seen."""
+    return f"missed: fault {fault.number}, {fault.what} ({fault.kind}) on {fault.keys[0]}"
+
+
 def alarm_closed(alarm: AlarmEvent) -> str:
     """An alarm closes."""
     score = "" if alarm.score is None else f", highest score {alarm.score:.1f}"
