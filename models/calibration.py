@@ -3,9 +3,10 @@
 A view is a number >= 0 that grows with oddness. Two questions are asked of each, by two measures that learn while it
 streams:
 
-- How rare is this reading among all that the series has shown? `rarity`: its rank in a histogram of the past; beyond
-  the record, the tail goes on with the slope that the series' own exceedances have (peaks over threshold, Pickands
-  1975; Siffer et al. 2017 for the streaming use). It learns every reading, so what has come to stay is rare no more.
+- How rare is this reading among all that the series has shown? `rarity`: its rank in a histogram of the past; where the
+  budget asks for a rarity that no rank can show, a tail with the slope of the series' own exceedances (peaks over
+  threshold, Pickands 1975; Siffer et al. 2017 for the streaming use), or half that slope where ranks nearly can. It
+  learns every reading, so what has come to stay is rare no more; an incident that is over is taken out again.
 - How far is the series from its old normal? `distance`: the same tail from its 90 % quantile on. It learns nothing
   while an alarm is open, and is what an alarm is held by until the series is back.
 

@@ -342,7 +342,9 @@ class App:
         before = self._shard.export(), self._redelivery.state()
         try:
             recovered = recovery.replay(self._journal.read(start), start, self._shard, self._redelivery)
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # our bug: without the journal it starts all the same, or it would for ever crash here
             log.exception("a replay has failed")
             self._shard.begin_anew()
             self._shard.restore(before[0])

@@ -1,6 +1,7 @@
 """All per-series model state, and the two operations on it: `score` a wave of readings, then `learn` from it.
 
-Between the two the alarms decide which readings count as normal: while an alarm is open nothing that lasts is learned.
+Between the two the alarms decide which readings count as normal: while an alarm is open the old normal, location, scale
+and distance, learns nothing; the ranks do, and forget it when the alarm is over.
 The forecast of a reading is made at its arrival, when its time is known and its value has not been looked at; so the
 elapsed time is exact, and a gap cannot make yesterday's forecast speak for today.
 """

@@ -58,7 +58,7 @@ class DiskFiles:
     def make(self) -> None:
         """Creates the directory (0700) where there is none."""
         self._directory.mkdir(0o700, exist_ok=True)
-        _sync_directory(self._directory.parent)
+        sync_directory(self._directory.parent)
 
     def names(self) -> list[str]:
         return os.listdir(self._directory)
@@ -98,10 +98,11 @@ class DiskFiles:
         (self._directory / name).unlink()
 
     def sync_names(self) -> None:
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Makes the names in the directory outlive a power cut. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

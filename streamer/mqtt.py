@@ -610,7 +610,7 @@ class Linger:
     def begin(self, message_count: int) -> None:
         """Wait, if a batch of so many messages asks for it."""
         if 0 < message_count < SMALL_BATCH and self._longest_seconds:
-            time.sleep(self.seconds)
+            time.sleep(self.seconds)  # lingering is the point: the broker sends more at once
             self._has_lingered = True
 
     def end(self, poll: select.poll, wire: Wire) -> dict[int, int]:

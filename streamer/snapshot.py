@@ -30,6 +30,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from streamer.disk import sync_directory
+
 MAGIC = b"STRMSNAP"
 FORMAT_VERSION = 1
 KEEP = 2
@@ -132,15 +134,6 @@ def write(
         with contextlib.suppress(OSError):
             old.unlink()
     return path
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes the names in the directory outlive a power cut. Raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Writer:

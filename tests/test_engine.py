@@ -684,6 +684,13 @@ def test_a_sensor_that_reports_with_a_bad_clock_is_not_silent(ahead_seconds: int
 # --- Alarms over the end of a run, and of a connection ---
 
 
+def next_run(before: Bench, state: State, remembered: list[Alarm]) -> Bench:
+    bench = Bench(weights=shipped_weights(), start=before.clock.now())
+    bench.shard.restore(state)
+    bench.engine.close_lost(remembered)
+    return bench
+
+
 def test_an_alarm_of_which_a_killed_run_left_the_state_behind_is_closed() -> None:
     """Opened after the last snapshot, then kill -9: the next run tells its end and takes its retained state back."""
     first = Bench(weights=shipped_weights())
@@ -693,9 +700,7 @@ def test_an_alarm_of_which_a_killed_run_left_the_state_behind_is_closed() -> Non
     first.clock.advance(1)
     first.turn()
     assert [alarm.key for alarm in first.remembered] == ["oven"]
-    second = Bench(weights=shipped_weights(), start=first.clock.now())
-    second.shard.restore(state)
-    second.engine.close_lost(first.remembered)
+    second = next_run(first, state, first.remembered)
     second.turn()
     assert [(event["event"], event["id"]) for event in second.events()] == [("closed", first.remembered[0].id)]
     assert second.states("oven") == [b""]
@@ -710,9 +715,7 @@ def test_an_alarm_that_a_killed_run_has_opened_and_not_told_is_told() -> None:
     first.report("oven", [*noise(60).tolist(), 90.0])
     (alarm,) = first.shard.open_alarms()
     for remembered, wanted in (([], [("opened", alarm.id)]), ([alarm], [])):
-        second = Bench(weights=shipped_weights(), start=first.clock.now())
-        second.shard.restore(first.shard.export())
-        second.engine.close_lost(remembered)
+        second = next_run(first, first.shard.export(), remembered)
         for _ in range(2):
             second.clock.advance(1)
             second.turn()
@@ -811,9 +814,7 @@ def test_a_series_that_joined_after_the_last_snapshot_leaves_no_state_behind() -
     first.clock.advance(1)
     first.turn()
     assert [alarm.members for alarm in first.remembered] == [("oven#temperature", "oven#power")]
-    second = Bench(weights=shipped_weights(), start=first.clock.now())
-    second.shard.restore(state)
-    second.engine.close_lost(first.remembered)
+    second = next_run(first, state, first.remembered)
     second.turn()
     assert second.events() == []
     assert oven_states(second) == [("power", None), ("temperature", first.remembered[0].id)]
@@ -862,13 +863,6 @@ def killed_in_an_alarm() -> Bench:
     """A run that has opened an alarm and had no time to tell."""
     bench = Bench(weights=shipped_weights())
     bench.report("oven", [*noise(60).tolist(), 90.0])
-    return bench
-
-
-def next_run(before: Bench, state: State, remembered: list[Alarm]) -> Bench:
-    bench = Bench(weights=shipped_weights(), start=before.clock.now())
-    bench.shard.restore(state)
-    bench.engine.close_lost(remembered)
     return bench
 
 

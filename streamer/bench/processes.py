@@ -52,7 +52,7 @@ def wait_for(condition: Callable[[], T | None], seconds: float, what: str) -> T:
     while (answer := condition()) is None:
         if time.monotonic() > deadline:
             raise BenchError(f"waited {seconds:g} seconds in vain for {what}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # between two looks at another process
     return answer
 
 
