@@ -10,7 +10,7 @@ import enum
 import ssl
 from dataclasses import dataclass
 
-from streamer.wire import in_words
+from streamer.wire import HandshakeError, in_words
 
 
 class Fate(enum.Enum):
@@ -59,6 +59,12 @@ def unreachable(error: OSError | UnicodeError, place: str) -> Ending:
         )
     if isinstance(error, ssl.SSLError):
         return _tls_failure(error, place)
+    if isinstance(error, HandshakeError):
+        return Ending(
+            f"{place} takes connections but does not answer TLS: {in_words(error)}; expected the broker's TLS port as "
+            "mqtt.port, 8883 as a rule, or mqtt.tls.enabled = false if this port does not speak TLS",
+            Fate.PERSON,
+        )
     if isinstance(error, TimeoutError):
         return Ending(f"{place} does not answer")
     return Ending(f"{place} cannot be reached: {in_words(error)}")
@@ -99,7 +105,7 @@ def suspicious(ending: Ending, times: int, client_id: str) -> Ending:
     """The same again and again soon after CONNACK: all that MQTT 3.1.1 shows when another client takes our session."""
     return Ending(
         f"{ending.detail}, {times} times in a row soon after it was made; does another client use the client id "
-        f"{client_id}?",
+        f"{client_id}? expected an instance or mqtt.client_id of its own for each daemon",
         ending.fate,
     )
 
@@ -107,12 +113,12 @@ def suspicious(ending: Ending, times: int, client_id: str) -> Ending:
 def pause_seconds(failures: int, fate: Fate, min_seconds: float, max_seconds: float, jitter: float) -> float:
     """The pause after the n-th failure in a row; `jitter` in [0, 1) spreads it over its whole range.
 
-    The range doubles with every failure up to `max_seconds`. Where a person has to act it is the upper half at once.
+    The range doubles with every failure up to `max_seconds`. Where a person has to act it begins two steps further on
+    and is the upper half: 4 to 8 s, 8 to 16, and so on, so that what was mended at once works soon.
     """
-    if fate is Fate.PERSON:
-        low, high = max(min_seconds, max_seconds / 2), max_seconds
-    else:
-        low, high = min_seconds, min(max_seconds, min_seconds * 2.0 ** min(failures, 64))
+    steps = min(failures, 64) + (2 if fate is Fate.PERSON else 0)
+    high = min(max_seconds, min_seconds * 2.0**steps)
+    low = max(min_seconds, high / 2) if fate is Fate.PERSON else min_seconds
     return low + (high - low) * jitter
 
 

@@ -2,7 +2,7 @@
 
 One thread of ours runs paho's public loop functions (`loop_read`, `loop_write`, `loop_misc`); nobody else ever touches
 the library. Other threads append to a queue and ring a bell. The thread connects, tells apart why a connection ended,
-and waits before the next one: long where a person has to act, so that a wrong password does not hammer the broker.
+and waits before the next one: longer where a person has to act, so that a wrong password does not hammer the broker.
 
 Receiving has two ways, which give the same messages. The fast one reads all that has come at once, takes the PUBLISHes
 out in one pass (packets.py) and leaves the rest to paho; the slow one is paho's own. Private names of paho 2.2 are used
@@ -53,7 +53,7 @@ LARGE_BATCH = 1_000  # messages that paho reads before they are delivered
 SHORTEST_LINGER_SECONDS = 0.0001  # a shorter sleep is mostly the kernel's own slack
 IDLE_SECONDS = 1.0  # the longest sleep: keep-alive and deadlines are looked at so often
 MOST_IN_FLIGHT = 20  # publishes without acknowledgement; mosquitto's own default
-SUSPICIOUS_TIMES = 3  # connections lost in a row, each soon after it was made
+SUSPICIOUS_TIMES = 2  # connections lost in a row, each soon after it was made
 REPEAT_SECONDS = 60.0  # the same trouble is logged once in so long
 VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 NAMES = {version: name for name, version in VERSIONS.items()}
@@ -284,15 +284,16 @@ class MqttLink:
 
     def _stay_connected(self) -> None:
         """Connect again and again until `stop`."""
-        failures = 0
+        failures = short_lived = 0
         while not self._is_leaving():
             ending = self._connect_in_any_version()
             if self._is_leaving():
                 break
             was_good = self._accepted_for_seconds() >= self._reconnect_max_seconds
             failures = 1 if was_good else failures + 1
-            if self._accepted_at is not None and failures >= SUSPICIOUS_TIMES:
-                ending = endings.suspicious(ending, failures, self._client_id)
+            short_lived = 0 if was_good or self._accepted_at is None else short_lived + 1
+            if short_lived >= SUSPICIOUS_TIMES and ending.fate is not Fate.PERSON:
+                ending = endings.suspicious(ending, short_lived, self._client_id)
             self._pause(ending, failures)
         self._tell("stopped", connected=False)
 

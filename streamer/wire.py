@@ -13,6 +13,10 @@ from streamer.errors import ServiceError
 READ_BYTES = 262_144  # one read; larger ones bring nothing (measured)
 
 
+class HandshakeError(OSError):
+    """The other side took the connection, and then ended it or was silent instead of speaking TLS; `__cause__` says."""
+
+
 def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> ssl.SSLContext:
     """Verification of the broker's certificate and name, with a certificate of our own where one is given.
 
@@ -52,6 +56,7 @@ class Wire:
         self._rest = b""
         self._has_failed_to_send = False
         self.bytes_received = 0
+        self.bytes_sent = 0
         self.is_closed = False
         self.is_drained = False
         """nothing more has come than what was read"""
@@ -128,7 +133,7 @@ class Wire:
         The broker's last words, why it closes, may still wait to be read; they say more than a broken pipe.
         """
         try:
-            return self._sock.send(buffer)
+            sent = self._sock.send(buffer)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None
         except BlockingIOError:
@@ -139,6 +144,8 @@ class Wire:
                 raise
             self._has_failed_to_send = True
             raise BlockingIOError from error
+        self.bytes_sent += sent
+        return sent
 
     def close(self) -> None:
         self.is_closed = True
@@ -154,12 +161,15 @@ class Wire:
 def connect(host: str, port: int, timeout_seconds: float, tls: ssl.SSLContext | None, is_buffered: bool) -> Wire:
     """Connect, with the handshake of TLS where it is asked for.
 
-    Raises OSError, and UnicodeError for a host name that no DNS can hold.
+    Raises OSError, of which HandshakeError is one, and UnicodeError for a host name that no DNS can hold.
     """
     raw = socket.create_connection((host, port), timeout=timeout_seconds)
     try:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else acknowledgements wait for the broker's own
         return Wire(raw if tls is None else tls.wrap_socket(raw, server_hostname=host), is_buffered)
+    except (ConnectionError, TimeoutError, ssl.SSLEOFError) as error:
+        raw.close()
+        raise HandshakeError(in_words(error)) from error
     except BaseException:
         raw.close()
         raise

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.endings import Ending, Fate, dismissed, lost, pause_seconds, refused, suspicious, unreachable
+from streamer.wire import HandshakeError
 
 PLACE = "broker:1883"
 
@@ -20,6 +21,7 @@ PLACE = "broker:1883"
         (unreachable(TimeoutError("timed out"), PLACE), "does not answer", Fate.PASSING),
         (unreachable(UnicodeError("label too long"), PLACE), "label too long", Fate.PASSING),
         (unreachable(ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), PLACE), "expected a TLS port", Fate.PERSON),
+        (unreachable(HandshakeError("timed out"), PLACE), "does not answer TLS: timed out", Fate.PERSON),
         (lost(EOFError(), PLACE, was_accepted=True), "closed the connection", Fate.PASSING),
         (lost(EOFError(), PLACE, was_accepted=False), "instead of answering CONNECT", Fate.VERSION),
         (lost(ConnectionResetError(104, "reset"), PLACE, was_accepted=False), "answering CONNECT", Fate.VERSION),
@@ -56,7 +58,7 @@ def test_pauses_double_and_spread_over_their_whole_range() -> None:
     assert ranges == [[1, 2], [1, 4], [1, 8], [1, 16], [1, 60]]
 
 
-def test_what_only_a_person_can_mend_waits_long_at_once() -> None:
-    """A wrong password does not hammer the broker, not even at first."""
-    assert pause_seconds(1, Fate.PERSON, 1, 60, 0.0) == 30
-    assert pause_seconds(1, Fate.PERSON, 1, 60, 0.5) == 45
+def test_what_only_a_person_can_mend_waits_longer() -> None:
+    """A wrong password does not hammer the broker, not even at first, and what is mended at once works soon."""
+    ranges = [[pause_seconds(n, Fate.PERSON, 1, 60, jitter) for jitter in (0.0, 1.0)] for n in (1, 2, 3, 4, 99)]
+    assert ranges == [[4, 8], [8, 16], [16, 32], [30, 60], [30, 60]]

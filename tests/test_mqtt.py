@@ -266,12 +266,33 @@ def test_lingering_lasts_as_long_as_it_is_worth() -> None:
 def test_a_wrong_password_is_said_and_does_not_hammer(mosquitto: StartBroker, link: StartLink) -> None:
     """One attempt, a long pause, a sentence that names the cause; the right password is tried at once."""
     server = mosquitto(users={"gateway": PASSWORD})
-    linked = link(server.port, username="gateway", password=PASSWORD[1:], reconnect_max_seconds=120.0)
+    linked = link(
+        server.port,
+        username="gateway",
+        password=PASSWORD[1:],
+        reconnect_min_seconds=30.0,
+        reconnect_max_seconds=120.0,
+    )
     status = linked.wait_detail("mqtt.username or password")
     assert (status.connected, status.subscribed, status.is_alive) == (False, False, True)
     assert status.generation == 1  # one attempt, and not a second one with MQTT 3.1.1
     linked.link.set_password(PASSWORD)
     linked.wait_subscribed()
+
+
+def test_a_password_that_the_broker_learns_later_works_soon(
+    mosquitto: StartBroker, link: StartLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first pause is some four of the shortest ones, whatever the longest is; it was half of the longest."""
+    server = mosquitto(users={"somebody": PASSWORD})
+    linked = link(
+        server.port, username="gateway", password=PASSWORD, reconnect_min_seconds=0.1, reconnect_max_seconds=3600.0
+    )
+    linked.wait_detail("mqtt.username or password")
+    server.set_users({"gateway": PASSWORD})
+    server.reload()
+    linked.wait_subscribed()
+    assert [record.levelname for record in caplog.records if "no connection" in record.message]
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -319,11 +340,20 @@ def test_a_missing_client_certificate_is_said(
 
 
 def test_a_port_without_tls_is_said(mosquitto: StartBroker, link: StartLink, certificates: Certificates) -> None:
-    """Encrypting towards a plain port fails at once or at the time-out, not silently."""
+    """The broker is there, so it is not out of reach: the sentence is about TLS and names both settings."""
     server = mosquitto()
-    linked = link(server.port, tls=tls_context(str(certificates.ca)), connect_timeout_seconds=1.0)
-    linked.wait_for(lambda s: "connecting" not in s.detail, "an ending")
-    assert not linked.link.status().connected
+    linked = link(server.port, tls=tls_context(str(certificates.ca)))
+    detail = linked.wait_detail("does not answer TLS").detail
+    assert "mqtt.port" in detail
+    assert "mqtt.tls.enabled = false" in detail
+    assert "cannot be reached" not in detail
+
+
+def test_a_port_that_is_silent_to_tls_is_said(link: StartLink, certificates: Certificates) -> None:
+    """A server that waits for something else is told apart from one that is not there."""
+    with FakeBroker(lambda peer: peer.stay()) as fake:
+        context = tls_context(str(certificates.ca))
+        link(fake.port, tls=context, connect_timeout_seconds=0.2).wait_detail("does not answer TLS")
 
 
 def test_certificates_that_cannot_be_loaded_are_named(certificates: Certificates, tmp_path: Path) -> None:
@@ -347,7 +377,7 @@ def test_another_client_with_our_client_id_is_named(link: StartLink) -> None:
         peer.stay()
 
     with FakeBroker(behave) as fake:
-        linked = link(fake.port, reconnect_max_seconds=120.0)
+        linked = link(fake.port, reconnect_min_seconds=30.0, reconnect_max_seconds=120.0)
         status = linked.wait_detail("another client has connected with our client id streamer-test")
         assert "mqtt.client_id that no other client uses" in status.detail
         assert status.generation == 1
@@ -357,8 +387,29 @@ def test_a_session_that_is_lost_again_and_again_raises_a_suspicion(mosquitto: St
     """MQTT 3.1.1 and mosquitto 2.0.11 do not say that another client has taken the session; the pattern does."""
     server = mosquitto()
     one = link(server.port)
-    link(server.port)
-    one.wait_detail("does another client use the client id streamer-test?")
+    two = link(server.port)
+    for each in (one, two):
+        each.wait_detail(
+            "2 times in a row soon after it was made; does another client use the client id streamer-test?"
+        )
+
+
+def test_a_broker_that_comes_back_slowly_raises_no_suspicion(link: StartLink) -> None:
+    """Attempts that reached nobody are no sessions that somebody took."""
+    answers = iter([b"", b"", b"", connack(5)])
+
+    def behave(peer: Peer) -> None:
+        peer.read_until(0x10)
+        answer = next(answers, None)
+        if answer is None:
+            peer.stay()
+        elif answer:
+            peer.send(answer)
+            peer.read_until(0x82)
+
+    with FakeBroker(behave) as fake:
+        linked = link(fake.port, protocol="5", reconnect_min_seconds=0.02, reconnect_max_seconds=3600.0)
+        linked.wait_for(lambda s: s.generation > 3 and s.detail.endswith("closed the connection"), "one loss")
 
 
 # --- Versions ---
