@@ -1,6 +1,7 @@
 """The command line: what it says goes to standard output as data, to standard error as log and complaint.
 
-Exit status: 0 done; 1 the answer is no (unhealthy, unreadable, no fault caught); 2 usage or settings; 130 interrupted.
+Exit status: 0 done; 1 the answer is no (unhealthy, unreadable, no fault caught, a warning); 2 usage or settings; 3 no
+broker; 130 interrupted.
 Every command imports what it needs when it runs: a refusal comes at once, and most never import torch.
 """
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from streamer.settings import Settings
 
 HEALTH_TIMEOUT_SECONDS = 3.0
+MOST_PROBE_MESSAGES = 100_000  # 100 s at the rate of the doctor
+NO_BROKER = 3
 
 Arguments = argparse.Namespace
 Handler = Callable[[Arguments], int]
@@ -128,6 +131,15 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_settings(health)
 
+    doctor = command("doctor", _doctor, "Connect to the broker and find out where it would lose data.")
+    doctor.add_argument(
+        "--probe-messages", type=_count, metavar="N",
+        help="how many small messages to publish for an offline session of its own, to see how many are kept; 0: none; "
+        "without it 1200, or none while the daemon is away",
+    )  # fmt: skip
+    _add_settings(doctor)
+    _add_json(doctor)
+
     _add_json(command("version", _version, "Print the versions of what runs."))
     return top
 
@@ -159,6 +171,12 @@ def _positive(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"found {text}; expected a number of seconds above 0")
     return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) > MOST_PROBE_MESSAGES:
+        raise argparse.ArgumentTypeError(f"found {text}; expected an integer from 0 to {MOST_PROBE_MESSAGES}")
+    return int(text)
 
 
 def _port(text: str) -> int:
@@ -371,6 +389,53 @@ def _health(arguments: Arguments) -> int:
         connection.close()
     print("".join(character if character.isprintable() else " " for character in text))
     return 0 if response.status == 200 else 1
+
+
+def _doctor(arguments: Arguments) -> int:
+    settings = _settings(arguments)
+    import signal
+    from dataclasses import asdict
+
+    from streamer.doctor import Case, Finding, examine
+    from streamer.probe import Access
+    from streamer.wire import tls_context
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it cleans up after itself then too
+    mqtt, tls = settings.mqtt, settings.mqtt.tls
+    access = Access(
+        host=mqtt.host,
+        port=mqtt.port,
+        username=mqtt.username,
+        password=mqtt.password.get_secret_value(),
+        tls=tls_context(tls.ca_file, tls.cert_file, tls.key_file) if tls.enabled else None,
+        keep_alive_seconds=mqtt.keep_alive_seconds,
+        timeout_seconds=mqtt.connect_timeout_seconds,
+        max_packet_bytes=mqtt.max_packet_bytes,
+    )
+    case = Case(
+        access,
+        instance=settings.instance,
+        protocol=mqtt.protocol,
+        filters=mqtt.subscribe,
+        qos=mqtt.qos,
+        session_expiry_seconds=mqtt.session_expiry_seconds,
+        messages=arguments.probe_messages,
+    )
+
+    def tell(finding: Finding) -> None:
+        if not arguments.json:
+            print(finding, flush=True)
+
+    report = examine(case, tell)
+    traffic = asdict(access.traffic)
+    if arguments.json:
+        checks = [asdict(finding) | {"verdict": finding.verdict.value} for finding in report.findings]
+        _print(
+            {"broker": access.place, "reached": report.is_reached, "checks": checks, "traffic": traffic}, as_json=True
+        )
+    else:
+        print("traffic: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in traffic.items()))
+    return NO_BROKER if not report.is_reached else int(report.has_warnings)
 
 
 def _address(arguments: Arguments) -> tuple[str, int]:

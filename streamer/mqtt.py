@@ -1,4 +1,4 @@
-"""The link to the broker: packets in, alarms out. The only file that knows paho.
+"""The link to the broker: packets in, alarms out. It knows paho; only probe.py does besides.
 
 One thread of ours runs paho's public loop functions (`loop_read`, `loop_write`, `loop_misc`); nobody else ever touches
 the library. Other threads append to a queue and ring a bell. The thread connects, tells apart why a connection ended,

@@ -204,7 +204,8 @@ class Mqtt(_Table):
     )
     session_expiry_seconds: int = _set(
         259_200,
-        "How long the broker keeps session and messages while the daemon is away; MQTT 3.1.1 cannot say it.",
+        "How long the broker keeps session and messages while the daemon is away; MQTT 3.1.1 cannot say it. What it "
+        "really keeps, and how many, `streamer doctor` finds out.",
         lower=0,
         upper=4_294_967_295,
         unit="s",
