@@ -157,6 +157,8 @@ class NumpyStepper:
         return np.concatenate([self._chunk(slots[k : k + CHUNK_ROWS], inputs[k : k + CHUNK_ROWS]) for k in pieces])
 
     def _chunk(self, slots: Slots, inputs: Float32) -> Float32:
+        if len(slots) == 1:  # BLAS multiplies one row by another routine, which rounds otherwise: one row is two alike
+            return self._chunk(np.repeat(slots, 2), np.repeat(inputs, 2, axis=0))[:1]
         state = self._state[slots]
         below = self._stack.advance(inputs, state[:, : self._stack.size])
         if self._config.attention:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from streamer import recovery, signals, snapshot, version
 from streamer.clock import Clock, Steps, SystemClock
@@ -28,13 +27,13 @@ from streamer.mqtt import MqttLink
 from streamer.outbox import Outgoing
 from streamer.payloads import Rejection
 from streamer.readings import Alarm, Message
-from streamer.redelivery import Redelivery, RedeliveryState
+from streamer.redelivery import Redelivery
 from streamer.registry import Registry
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
 from streamer.statedir import StateDirectory
 from streamer.wire import tls_context
-from streamer.wiring import decoder_from, load_weights, shard_from
+from streamer.wiring import GENERATION, decoder_from, load_weights, shard_from
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +43,6 @@ FAREWELL_SECONDS = 0.6  # for the last acknowledgements and the word "offline"; 
 LAST_WRITE_SECONDS = 0.6  # for a snapshot that is still being written when the last one is due
 FILTERS_FILE, ALARMS_FILE = "filters.json", "alarms.json"
 MOST_FILTERS = 1000
-RECOVERY_WRITE_SECONDS = 60.0  # a start that must not be repeated waits so long for its snapshot
-REDELIVERY_ARRAYS = {"redelivery.mid", "redelivery.digest"}
 
 
 class App:
@@ -117,6 +114,7 @@ class App:
             session=lambda: self.link.status().session_began,
             commit_seconds=settings.journal.commit_ms / 1000,
             save=self._save,
+            owes_snapshot=lambda: self._owes_snapshot,
             remember=self._remember_alarms,
             snapshot_seconds=settings.state.snapshot_seconds,
             max_future_seconds=settings.clock.max_future_seconds,
@@ -131,6 +129,7 @@ class App:
         self._writing: threading.Thread | None = None
         self._is_writing_last = False
         self._has_saved_last = False
+        self._owes_snapshot = False
         self._wire_metrics()
 
     # --- Life ---
@@ -142,12 +141,13 @@ class App:
             self._remember_filters()
             position = self._restore()
             durability = self._settings.state.durability
+            closed: dict[str, Alarm] = {}
             # Also what an earlier run with a journal has left: it is not in the last snapshot.
             if durability == "journal" or (durability == "snapshot" and self._journal_directory.exists()):
-                self._recover(position)
+                closed = self._recover(position)
             if not len(self._shard.registry):
                 event(log, logging.INFO, "no state to restore: every series begins anew")
-            self.engine.close_lost(_alarms(self._directory.kept(ALARMS_FILE)))
+            self.engine.close_lost(_alarms(self._directory.kept(ALARMS_FILE)), closed)
             if self.http is not None:
                 self.http.start()
         except BaseException:
@@ -254,7 +254,7 @@ class App:
         metrics.measured("journal_failing", lambda: self.engine.journal_trouble() is not None)
         metrics.set("series_limit", settings.limits.max_series)
         metrics.set("alarm_budget_per_series_month", settings.alarms.budget_per_series_month)
-        metrics.set("model_generation", 1)
+        metrics.set("model_generation", GENERATION)
         metrics.watch_series(lambda: self.engine.table)
         metrics.show_series(settings.metrics.per_series, settings.metrics.top)
 
@@ -281,84 +281,61 @@ class App:
         Gives its position in the journal, None for a shard without a past.
         """
         self.metrics.set("state_restored", 0)
-        while self._settings.state.durability != "none":
-            found, set_aside = snapshot.read_newest(self._directory.path)
-            for bad in set_aside:
-                event(log, logging.ERROR, "snapshot set aside", reason=bad)
-            if found is None:
-                break
-            try:
-                left_behind = self._shard.restore(State(dict(found.arrays), found.meta))
-            except ValueError as error:
-                kept = snapshot.put_aside(found.path)
-                event(log, logging.ERROR, "snapshot set aside", reason=f"{found.path}: {error}; {kept}")
-                if found.path.exists():
-                    return None  # it cannot be moved out of the way, and would be found again
-                continue
-            if found.arrays.keys() >= REDELIVERY_ARRAYS:
-                mid, digest = (found.arrays[name] for name in sorted(REDELIVERY_ARRAYS, reverse=True))
-                self._redelivery.restore(RedeliveryState(mid.astype(np.uint16), digest.astype(np.int64)))
+        if self._settings.state.durability == "none":
+            return None
+        found = recovery.restore(self._directory.path, self._shard, self._redelivery)
+        for reason in found.set_aside:
+            event(log, logging.ERROR, "snapshot set aside", reason=reason)
+        for failure in found.failures:
+            log.error("a snapshot has made us fail", exc_info=failure)
+        if found.snapshot is not None:
             self.metrics.set("state_restored", 1)
             event(
-                log, logging.INFO, "state restored", series=len(self._shard.registry), file=found.path.name,
-                left_behind=left_behind,
+                log, logging.INFO, "state restored", series=len(self._shard.registry), file=found.snapshot.path.name,
+                left_behind=found.left_behind,
             )  # fmt: skip
-            return found.position
-        return None
+        return found.position
 
-    def _recover(self, position: int | None) -> None:
-        """What came after the snapshot, from the journal. Raises StateError if that cannot be had at all."""
-        journal = self._journal
+    def _recover(self, position: int | None) -> dict[str, Alarm]:
+        """What came after the snapshot, from the journal; gives the alarms that closed in it.
+
+        Raises StateError if the directory cannot be used at all.
+        """
+        journal, keeps = self._journal, self._settings.state.durability == "journal"
         try:
             self._journal_files.make()
             opened = journal.open(beyond=position or 0)
+            recovered = recovery.recover(journal, opened, position, self._shard, self._redelivery)
         except OSError as error:
             raise StateError(
                 f"state.directory: {self._journal_directory} cannot be used: {error.strerror}; "
                 "expected a directory that this user can read and write"
             ) from error
+        if keeps:
+            with contextlib.suppress(OSError):  # then nothing is acknowledged, and the engine says so
+                journal.sync()
         for damage in opened.damage:
             event(log, logging.ERROR, "journal damaged", reason=damage)
         if opened.cut_bytes:
             event(log, logging.INFO, "journal cut: never acknowledged", reason=opened.cut_reason, size=opened.cut_bytes)
-        if self._settings.state.durability == "journal":
-            with contextlib.suppress(OSError):  # then nothing is acknowledged, and the engine says so
-                journal.sync()
-        start = opened.first if position is None else position
-        if position is None and start > 0:
-            start = opened.end  # the series of what is there were let in by records that are gone
-        reason = self._replay(start)
-        if reason is None and start == (position or 0):
-            return
-        if reason is not None:
-            event(log, logging.ERROR, "journal not used to its end", reason=reason)
-        # Later records must not be replayed on what this state is not: from here on a snapshot begins.
-        self._save(self._shard)
-        self._wait_for_write(RECOVERY_WRITE_SECONDS)
-
-    def _replay(self, start: int) -> str | None:
-        """Takes in what follows; None, or why it could not be used to its end."""
-        budget = self._shard.detector.budget_per_series_month
-        before = self._shard.export(), self._redelivery.state()
-        try:
-            recovered = recovery.replay(self._journal.read(start), start, self._shard, self._redelivery)
-        except (
-            Exception
-        ) as error:  # our bug: without the journal it starts all the same, or it would for ever crash here
-            log.exception("a replay has failed")
-            self._shard.begin_anew()
-            self._shard.restore(before[0])
-            self._redelivery.restore(before[1])
-            return f"the records from {start} on cannot be taken in: {error!r}"
-        finally:
-            self._shard.detector.budget_per_series_month = budget
+        for missing in recovered.missing:
+            event(log, logging.ERROR, "readings lost", reason=missing)
+        if recovered.failure is not None:
+            log.error("a replay has failed", exc_info=recovered.failure)
+        if recovered.damage is not None:
+            event(log, logging.ERROR, "journal not used to its end", reason=str(recovered.damage))
         if recovered.readings:
             self.metrics.set("state_restored", 1)
         event(
             log, logging.INFO, "journal replayed", position=recovered.end, readings=recovered.readings,
             series=len(self._shard.registry),
         )  # fmt: skip
-        return None if recovered.damage is None else str(recovered.damage)
+        if not keeps:
+            journal.close()
+        elif recovered.damage is not None or recovered.missing:
+            # Later records must not be replayed on what this state is not: from here on a snapshot begins.
+            self._owes_snapshot = True
+        return recovered.closed
 
     def _save(self, shard: Shard) -> None:
         """Copies the state at once and writes it in a thread of its own. A disk that is still at it is not waited for,
@@ -373,14 +350,10 @@ class App:
             event(log, logging.ERROR, "snapshot left out: the disk is still at the one before")
             return
         self._drop_journal()
-        state = shard.export()
-        arrays = state.arrays | {
-            f"redelivery.{name}": array for name, array in self._redelivery.state()._asdict().items()
-        }
         self._is_writing_last = is_last
         self._writing = threading.Thread(
             target=self._write,
-            args=(state._replace(arrays=arrays), self._journal.end, is_last),
+            args=(recovery.with_redelivery(shard.export(), self._redelivery), self._journal.end, is_last),
             name="snapshot",
             daemon=True,
         )
@@ -416,6 +389,7 @@ class App:
         self.metrics.snapshot("ok", time.monotonic() - started, path.stat().st_size, self._clock.now())
         self._positions.append(position)
         self._has_saved_last = is_last
+        self._owes_snapshot = False
 
 
 def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:

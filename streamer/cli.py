@@ -1,7 +1,7 @@
 """The command line: what it says goes to standard output as data, to standard error as log and complaint.
 
-Exit status: 0 done; 1 the answer is no (unhealthy, unreadable, no fault caught, a warning); 2 usage or settings; 3 no
-broker; 130 interrupted.
+Exit status: 0 done; 1 the answer is no (unhealthy, unreadable, damaged, no fault caught, a warning); 2 usage or
+settings; 3 no broker; 130 interrupted.
 Every command imports what it needs when it runs: a refusal comes at once, and most never import torch.
 """
 
@@ -108,6 +108,13 @@ def parser() -> argparse.ArgumentParser:
         help="forecast each reading from those after it too, for labelling history; wants bidirectional model.weights",
     )  # fmt: skip
     _add_settings(replay)
+
+    state = command("state", _state, "Show what a state directory holds, as a start would take it; nothing is written.")
+    state.add_argument(
+        "directory", metavar="DIR", nargs="?", type=Path, help="the state directory; without it, state.directory"
+    )
+    _add_settings(state)
+    _add_json(state)
 
     train = command("train", _train, "Make weights; so far from synthetic series only, with --pretrain.")
     train.add_argument(
@@ -226,6 +233,26 @@ def _replay(arguments: Arguments) -> int:
         device_score=arguments.device_score,
         offline=weights if offline else None,
     )
+
+
+def _state(arguments: Arguments) -> int:
+    arguments.overrides = [*arguments.overrides, "model.device=cpu"]  # reads what CUDA has made, too
+    settings = _settings(arguments)
+    import msgspec
+
+    from streamer.inspection import inspect
+    from streamer.registry import Registry
+    from streamer.wiring import GENERATION, load_weights, shard_from
+
+    weights, limits = load_weights(settings), settings.limits
+    registry = Registry(limits.max_series, limits.new_series_per_minute, limits.new_series_burst)
+    directory = arguments.directory or Path(settings.state.directory)
+    found = inspect(directory, shard_from(settings, weights, registry), weights.sha256, GENERATION)
+    if arguments.json:
+        _print(msgspec.to_builtins(found._asdict()), as_json=True)
+    else:
+        _print(found.summary(), as_json=False)
+    return 1 if found.problems else 0
 
 
 def _train(arguments: Arguments) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -41,6 +41,7 @@ FIRST_BATCH, LEAST_BATCH = 256, 16
 TURN_SECONDS = 0.5  # a turn is kept about as short: a thousand readings of one series cost as much as a million of many
 SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series renewed
 STALE_SECONDS = 300.0  # a series that has not reported for so long, and longer than it may, disappears from metrics
+OWED_SNAPSHOT_SECONDS = 5.0  # one that must be written before anything is acknowledged is tried so often
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
 LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
@@ -88,6 +89,7 @@ class Engine:
         redelivery: Redelivery | None = None,
         session: Callable[[], int] = lambda: 0,
         save: Callable[[Shard], None] = lambda _: None,
+        owes_snapshot: Callable[[], bool] = lambda: False,
         remember: Callable[[list[Alarm]], None] = lambda _: None,
         commit_seconds: float = 0.01,
         max_pending_bytes: int = MAX_PENDING_BYTES,
@@ -99,7 +101,7 @@ class Engine:
         """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not.
 
         `session` gives the number of the connection that began the broker's session. `save` takes a shard that stands
-        at the end of the journal.
+        at the end of the journal. While it `owes_snapshot` nothing is acknowledged, and one is tried every few seconds.
         """
         self._instance = instance
         self._shard = shard
@@ -108,7 +110,10 @@ class Engine:
         self._metrics = metrics
         self._clock = clock
         self._publish = publish
-        self._safekeeping = Safekeeping(shard, journal, redelivery or Redelivery(), acknowledge, max_pending_bytes)
+        self._safekeeping = Safekeeping(
+            shard, journal, redelivery or Redelivery(), acknowledge, max_pending_bytes, owes_snapshot
+        )
+        self._owes_snapshot = owes_snapshot
         self._commit_seconds = commit_seconds if journal is not None else 0.0
         self._committed_at = -np.inf
         self._has_left = False
@@ -153,6 +158,8 @@ class Engine:
     def start(self) -> None:
         """Begin to take messages."""
         self._show(self._clock.now())
+        if self._owes_snapshot():
+            self._saved_at = -np.inf
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -168,19 +175,21 @@ class Engine:
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive() and self._failure is None and self._inbox.queued() == 0
 
-    def close_lost(self, remembered: list[Alarm]) -> None:
+    def close_lost(self, remembered: list[Alarm], closed: Mapping[str, Alarm] | None = None) -> None:
         """Before `start`: the alarms that were open when the last run ended, however it ended.
 
-        Those of which the restored state knows nothing are told as closed; the retained states of all series that are
-        in no alarm by it are taken back. Those that are open and were not remembered are told as opened: the run that
-        opened them may have been killed before it could. That one is told twice does no harm, its id is the same.
+        Those of which the restored state knows nothing are told as closed; the run that closed them may have told it
+        before it was killed, and then that one is told twice, by the same event, which the journal has had `closed`.
+        The retained states of all series that are in no alarm by the state are taken back. Those that are open and were
+        not remembered are told as opened: the run that opened them may have been killed before it could. That one is
+        told twice does no harm, its id is the same.
         """
         known, heard_of = self._shard.open_alarms(), {alarm.id for alarm in remembered}
         ids, series = {alarm.id for alarm in known}, {key for alarm in known for key in _series_of(alarm)}
         for alarm in remembered:
             told = set(series)
             if alarm.id not in ids:
-                self._lost.append(Change("closed", alarm))
+                self._lost.append(Change("closed", (closed or {}).get(alarm.id, alarm)))
                 told.add(alarm.key)
             self._lost += [Change("left", alarm, key) for key in _series_of(alarm) if key not in told]
         self._untold = [Change("opened", a, next(iter(a.members), None)) for a in known if a.id not in heard_of]
@@ -271,7 +280,8 @@ class Engine:
             self._commit([], started)
         if started - self._swept_at >= SWEEP_SECONDS:
             self._sweep(started)
-        if started - self._saved_at >= self._snapshot_seconds:
+        every = OWED_SNAPSHOT_SECONDS if self._owes_snapshot() else self._snapshot_seconds
+        if started - self._saved_at >= every:
             self._saved_at = started if self._save_if_whole() else self._saved_at
         self.progress_at = self._clock.monotonic()
 
@@ -444,7 +454,7 @@ class Engine:
         untold, self._untold = self._untold, []
         self._tell(untold)
         lost, self._lost = self._lost, []
-        self._tell([each._replace(alarm=replace(each.alarm, updated_at=now, closed_at=now)) for each in lost])
+        self._tell([each if each.alarm.closed_at else _closed(each, now) for each in lost])
 
     def _remember_told(self) -> None:
         """Not while `_tell_past` is owed: until then the file must say what the last run has told."""
@@ -556,6 +566,10 @@ class Engine:
 
 def _kinds(outcome: Outcome, what: str) -> dict[str, int]:
     return dict(Counter(change.alarm.kind for change in outcome.changes if change.what == what))
+
+
+def _closed(change: Change, now: float) -> Change:
+    return change._replace(alarm=replace(change.alarm, updated_at=now, closed_at=now))
 
 
 def _series_of(alarm: Alarm) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ from streamer.disk import Files
 from streamer.records import Record
 
 MAGIC = b"STRMJRNL"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SEGMENT_BYTES = 16 << 20  # what is written anew at a start, and what retention gives back at once
 MOST_TRIED = 1000  # places at which a damaged segment may go on: a bound for what was made to look like one
 
@@ -267,6 +267,7 @@ class Journal:
     def close(self) -> None:
         """Lets go of the file; what is pending and not synced is gone."""
         self._give_up()
+        self._pending = []
 
     def _put_aside(self, header: _Header) -> str:
         name, trouble = _log(header.first), header.trouble or "cannot be read"

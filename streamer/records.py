@@ -30,7 +30,7 @@ _I4: np.dtype[np.int32] = np.dtype("<i4")
 _U4: np.dtype[np.uint32] = np.dtype("<u4")
 _U2: np.dtype[np.uint16] = np.dtype("<u2")
 _U1: np.dtype[np.uint8] = np.dtype("u1")
-_COUNTS = struct.Struct("<II")
+_COUNTS = struct.Struct("<IIQQ")
 _ROW_BYTES = 8 + 8 + 4 + 1  # time, value, slot, flags
 _MESSAGE_BYTES = 8 + 4 + 4 + 2  # arrival, readings, digest, mid
 
@@ -48,6 +48,10 @@ class Group:
     """(messages,) `digest` of topic and payload"""
     mid: UInt16
     """(messages,) packet identifier, 0 at QoS 0"""
+    changes: int = 0
+    """of the registry that its slots are of: it tells what a slot means behind records that are missing"""
+    before: int = 0
+    """readings of all groups before it: it tells how many are missing"""
 
     def arrivals(self) -> Float64:
         """(readings,) when each came."""
@@ -116,7 +120,7 @@ def encode(record: Record) -> tuple[int, list[bytes]]:
         return FACT, [msgspec.json.encode(record)]
     batch = record.batch
     return GROUP, [
-        _COUNTS.pack(len(batch), len(record.arrival)),
+        _COUNTS.pack(len(batch), len(record.arrival), record.changes, record.before),
         # The wide columns first: then every array lies at a multiple of its own size.
         np.asarray(batch.time, _F8).tobytes(),
         np.asarray(batch.value, _F8).tobytes(),
@@ -135,14 +139,14 @@ def decode(kind: int, body: memoryview) -> Record:
         return _FACT.decode(body)
     if kind != GROUP or len(body) < _COUNTS.size:
         raise ValueError(f"a record of kind {kind} with {len(body)} bytes")
-    rows, messages = _COUNTS.unpack_from(body)
+    rows, messages, changes, before = _COUNTS.unpack_from(body)
     if len(body) != _COUNTS.size + rows * _ROW_BYTES + messages * _MESSAGE_BYTES:
         raise ValueError(f"a group of {rows} readings and {messages} messages in {len(body)} bytes")
     columns = _Columns(body, _COUNTS.size)
     time, value, arrival = columns.take(_F8, rows), columns.take(_F8, rows), columns.take(_F8, messages)
     slot, readings, digests = columns.take(_I4, rows), columns.take(_U4, messages), columns.take(_U4, messages)
     mid, flags = columns.take(_U2, messages), columns.take(_U1, rows)
-    return Group(Batch(slot, time, value, flags), arrival, readings, digests, mid)
+    return Group(Batch(slot, time, value, flags), arrival, readings, digests, mid, changes, before)
 
 
 class _Columns:

@@ -1,25 +1,36 @@
-"""The records of a journal, taken in as they were the first time: a restart is no crash.
+"""What an earlier run has left, taken in: the newest good snapshot, and the journal as it was taken in the first time.
 
 What a record does is said here and nowhere else. The engine does the same when it happens, or by `apply` itself; so a
 replay on the same weights and the CPU gives the same state, bit for bit.
+
+Over damage a replay goes on only where that is sound. Readings name their series by slot; so the first group behind
+the damage says how often series had been let in or forgotten when it was written. Where that is what this registry
+has seen, the slots mean what they meant, and what is missing is readings, as if a sensor had not sent them. Where it is
+not, what follows would go to the wrong series, and the replay ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from streamer import snapshot
 from streamer.alarms import Change
-from streamer.journal import DamagedError
-from streamer.readings import Batch
+from streamer.journal import DamagedError, Journal, Opened
+from streamer.readings import Alarm, Batch
 from streamer.records import Admitted, Budget, Evicted, Group, Heard, Listening, Record, SessionLost, Swept
-from streamer.redelivery import Redelivery
-from streamer.shard import Shard
+from streamer.redelivery import Redelivery, RedeliveryState
+from streamer.shard import Shard, State
+from streamer.snapshot import Snapshot
 
 DEAR_READINGS = 128  # of one series in a group: from here on it is processed in slices,
 SLICE_READINGS = 256  # about 0.4 s if they are of one series, between which the engine looks up
+MOST_MERGED = 4096  # readings that a replay takes at once: groups of ten by themselves cost twenty times as much
+MOST_HOLES = 100  # that a replay goes over: a disk with more is no disk
+MID, DIGEST = "redelivery.mid", "redelivery.digest"
 
 
 def slices(batch: Batch) -> list[slice]:
@@ -27,6 +38,62 @@ def slices(batch: Batch) -> list[slice]:
     is_dear = len(batch) > DEAR_READINGS and np.bincount(batch.slot).max() > DEAR_READINGS
     step = SLICE_READINGS if is_dear else max(len(batch), 1)
     return [slice(start, start + step) for start in range(0, max(len(batch), 1), step)]
+
+
+# --- The snapshot ---
+
+
+class Restored(NamedTuple):
+    """What has become of the snapshots."""
+
+    snapshot: Snapshot | None
+    """the one that was taken, without its arrays; None: there is none that is sound and fits"""
+    set_aside: list[str]
+    """a sentence for each that could not be used"""
+    left_behind: str | None
+    """what of it could not be taken"""
+    failures: list[Exception]
+    """bugs of ours that made one unusable"""
+
+    @property
+    def position(self) -> int | None:
+        """In the journal; None for a shard without a past."""
+        return None if self.snapshot is None else self.snapshot.position
+
+
+def restore(
+    directory: Path, shard: Shard, redelivery: Redelivery, aside: Callable[[Path], str] | None = None
+) -> Restored:
+    """The newest state that is sound and fits, in a shard that has met no reading; `aside` as in `read_newest`."""
+    left_behind: list[str | None] = []
+    failures: list[Exception] = []
+
+    def take(found: Snapshot) -> None:
+        arrays = dict(found.arrays)
+        mid, digest = (arrays.pop(name, np.zeros(0)) for name in (MID, DIGEST))
+        try:
+            left_behind.append(shard.restore(State(arrays, found.meta)))
+            redelivery.restore(RedeliveryState(mid.astype(np.uint16), digest.astype(np.int64)))
+        except Exception as error:  # for ours it is a bug, but the start must not for ever crash here
+            if not isinstance(error, ValueError):
+                failures.append(error)
+            shard.begin_anew()
+            redelivery.forget()
+            raise ValueError(f"cannot be taken in: {error}") from error
+
+    found, set_aside = snapshot.read_newest(directory, take, aside)
+    if found is not None:
+        found.arrays.clear()  # they are in the shard
+    return Restored(found, set_aside, left_behind[-1] if found else None, failures)
+
+
+def with_redelivery(state: State, redelivery: Redelivery) -> State:
+    """What `restore` looks for in a snapshot."""
+    known = redelivery.state()
+    return state._replace(arrays=state.arrays | {MID: known.mid, DIGEST: known.digest})
+
+
+# --- The journal ---
 
 
 class Recovered(NamedTuple):
@@ -37,17 +104,118 @@ class Recovered(NamedTuple):
     readings: int
     damage: DamagedError | None
     """why it ends before the journal does"""
+    closed: dict[str, Alarm] = {}  # noqa: RUF012 (nobody writes to it)
+    """the alarms that were closed in it, by id"""
+    missing: tuple[str, ...] = ()
+    """a sentence for each piece of the journal that it went over"""
+    failure: Exception | None = None
+    """a bug of ours, by which nothing of the journal was taken in"""
+
+
+def recover(journal: Journal, opened: Opened, position: int | None, shard: Shard, redelivery: Redelivery) -> Recovered:
+    """All that follows `position`, for a shard that stands there; None: it has met no reading. Raises OSError.
+
+    Whatever goes wrong, the shard is one that can go on. Its alarm budget is afterwards what it was before.
+    """
+    start = position or 0
+    budget = shard.detector.budget_per_series_month
+    before = shard.export(), redelivery.state()
+    try:
+        return _replay_over_damage(journal, start, shard, redelivery)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001  our bug: it starts all the same, or it would for ever crash here
+        shard.begin_anew()
+        shard.restore(before[0])
+        redelivery.restore(before[1])
+        reason = f"cannot be taken in: {error!r}"
+        return Recovered(start, 0, DamagedError(start, max(opened.end, start + 1), reason), failure=error)
+    finally:
+        shard.detector.budget_per_series_month = budget
+
+
+def _replay_over_damage(journal: Journal, start: int, shard: Shard, redelivery: Redelivery) -> Recovered:
+    whole = replay(journal.read(start), start, shard, redelivery)
+    damage = whole.damage
+    for _ in range(MOST_HOLES):
+        if damage is None or whole.damage is None:
+            break
+        behind, taken = damage.resumes_at, shard.taken
+        part = replay(_behind_damage(journal.read(behind), shard), behind, shard, redelivery)
+        damage = part.damage
+        if part.end == behind:
+            continue  # nothing that can be used before the next damage, or before the end
+        readings = shard.taken - part.readings - taken
+        sentence = f"{whole.damage}; what follows {behind - 1} was taken in, {readings} readings are missing"
+        whole = Recovered(
+            part.end, whole.readings + part.readings, part.damage, whole.closed | part.closed,
+            (*whole.missing, sentence),
+        )  # fmt: skip
+    return whole
+
+
+def _behind_damage(records: Iterable[tuple[int, Record]], shard: Shard) -> Iterable[tuple[int, Record]]:
+    """The records, if the first group among them is of this shard's series; else nothing."""
+    held: list[tuple[int, Record]] = []
+    changes = shard.registry.changes
+    rest = iter(records)
+    for position, record in rest:
+        held.append((position, record))
+        if isinstance(record, Admitted | Evicted):
+            changes += len(record.slots)
+        if isinstance(record, Group):
+            if record.changes == changes and record.before >= shard.taken:
+                shard.taken = record.before
+                shard.listen_from(max(shard.cadence.listening_since, float(record.arrival.min(initial=np.inf))))
+                yield from held
+                yield from rest
+            return
+
+
+def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, redelivery: Redelivery) -> Recovered:
+    """Takes in what `Journal.read(start)` gives. Raises ValueError and OSError.
+
+    Groups that follow one another are taken as one: by how a stream is cut no state differs.
+    """
+    end, readings, damage = start, 0, None
+    closed: dict[str, Alarm] = {}
+    groups: list[Group] = []
+    waiting = 0
+
+    def note(changes: list[Change]) -> None:
+        closed.update({change.alarm.id: change.alarm for change in changes if change.what == "closed"})
+
+    def take() -> None:
+        nonlocal waiting
+        note(_take(groups, shard))
+        groups.clear()
+        waiting = 0
+
+    try:
+        for position, record in records:
+            if isinstance(record, Group):
+                _check(record, shard)
+                redelivery.note(record)
+                groups.append(record)
+                waiting += len(record.batch)
+                readings += len(record.batch)
+            if waiting >= MOST_MERGED or not isinstance(record, Group):
+                take()
+                note([] if isinstance(record, Group) else apply(record, shard, redelivery))
+            end = position + 1
+    except DamagedError as found:
+        damage = found
+    take()
+    return Recovered(end, readings, damage, closed)
 
 
 def apply(record: Record, shard: Shard, redelivery: Redelivery) -> list[Change]:
     """One record; gives the changes of alarms. Raises ValueError for one that cannot come next."""
     match record:
-        case Group(batch=batch):
-            if len(batch) and not 0 <= int(batch.slot.min()) <= int(batch.slot.max()) < shard.registry.rows:
-                raise ValueError("the readings are of series that this registry has not let in")
+        case Group():
+            _check(record, shard)
             redelivery.note(record)
-            arrivals = record.arrivals()
-            return [change for rows in slices(batch) for change in shard.process(batch[rows], arrivals[rows]).changes]
+            return _take([record], shard)
         case Admitted():
             shard.make_room(max(record.slots, default=0) + 1)
             shard.registry.admit_again(record.slots, record.keys, record.devices, record.tokens, record.refilled_at)
@@ -66,14 +234,16 @@ def apply(record: Record, shard: Shard, redelivery: Redelivery) -> list[Change]:
     return []
 
 
-def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, redelivery: Redelivery) -> Recovered:
-    """Takes in what `Journal.read(start)` gives. Raises ValueError and OSError."""
-    end, readings = start, 0
-    try:
-        for position, record in records:
-            apply(record, shard, redelivery)
-            end = position + 1
-            readings += len(record.batch) if isinstance(record, Group) else 0
-    except DamagedError as damage:
-        return Recovered(end, readings, damage)
-    return Recovered(end, readings, None)
+def _check(group: Group, shard: Shard) -> None:
+    slot = group.batch.slot
+    if len(slot) and not 0 <= int(slot.min()) <= int(slot.max()) < shard.registry.rows:
+        raise ValueError("the readings are of series that this registry has not let in")
+
+
+def _take(groups: list[Group], shard: Shard) -> list[Change]:
+    if not groups:
+        return []
+    batches = [group.batch for group in groups]
+    batch = Batch(*(np.concatenate([getattr(b, name) for b in batches]) for name in ("slot", "time", "value", "flags")))
+    arrivals = np.concatenate([group.arrivals() for group in groups])
+    return [change for rows in slices(batch) for change in shard.process(batch[rows], arrivals[rows]).changes]

@@ -40,6 +40,7 @@ class RegistryState:
     """new series that may come at once"""
     refilled_at: float | None
     """`now` of the latest `resolve` that met a new key; None before the first"""
+    changes: int = 0
 
 
 class Registry:
@@ -66,6 +67,8 @@ class Registry:
         self._free_devices: list[int] = []
         self._tokens = self._burst
         self._refilled_at: float | None = None
+        self.changes = 0
+        """series let in and forgotten so far: at two moments with the same count every slot means the same series"""
         self.refused: dict[str, int] = {"rate": 0, "full": 0}
         """readings whose new series was not let in, by reason"""
 
@@ -153,6 +156,7 @@ class Registry:
             key = self._keys[slot] if slot >= 0 else ""
             if not key:
                 continue
+            self.changes += 1
             del self._slots[key]
             self._keys[slot] = ""
             self._free_slots.append(slot)
@@ -176,6 +180,7 @@ class Registry:
             free_devices=list(self._free_devices),
             tokens=self._tokens,
             refilled_at=self._refilled_at,
+            changes=self.changes,
         )
 
     def forget(self) -> None:
@@ -195,6 +200,7 @@ class Registry:
         self._free_devices = list(state.free_devices)
         self._tokens = min(state.tokens, self._burst)
         self._refilled_at = state.refilled_at
+        self.changes = state.changes
 
     def _refill(self, now: float) -> None:
         if self._refilled_at is not None and now > self._refilled_at:
@@ -218,6 +224,7 @@ class Registry:
         return slot
 
     def _enter(self, key: str, device_key: str) -> int:
+        self.changes += 1
         if self._free_slots:
             slot = self._free_slots.pop()
             self._keys[slot] = key

@@ -28,12 +28,15 @@ class Safekeeping:
         redelivery: Redelivery,
         acknowledge: Callable[[Sequence[Message]], None],
         max_pending_bytes: int,
+        owes_snapshot: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`owes_snapshot`: what the journal is given could not be replayed yet, since damage lies before it."""
         self._shard = shard
         self._journal = journal
         self._redelivery = redelivery
         self._acknowledge = acknowledge
         self._max_pending_bytes = max_pending_bytes
+        self._owes_snapshot = owes_snapshot
         self._written: tuple[float, float, tuple[float, float | None]] | None = None
         self._session = 0
         self._unacknowledged: list[Message] = []
@@ -99,6 +102,8 @@ class Safekeeping:
             readings,
             np.array(digests, np.uint32),
             np.array([m.mid if known else 0 for m, known in zip(messages, digests, strict=True)], np.uint16),
+            self._shard.registry.changes,
+            self._shard.taken,
         )
         if self._journal is not None and messages:
             self._write_differences(admitted)
@@ -133,6 +138,10 @@ class Safekeeping:
         except OSError as error:
             self.trouble = f"the journal cannot be written: {error.strerror or error}"
             self._retry_at = monotonic + RETRY_SECONDS
+            self._keep(messages)
+            return
+        if self._owes_snapshot():
+            self.trouble = "the journal is damaged, and no snapshot is written yet that makes up for it"
             self._keep(messages)
             return
         self.trouble = None

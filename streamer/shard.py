@@ -48,6 +48,7 @@ class _Rest(msgspec.Struct):
     registry: RegistryState
     value_alarms: SavedValue
     silence_alarms: list[SavedSilence]
+    taken: int = 0
 
 
 class Shard:
@@ -67,6 +68,8 @@ class Shard:
         self._weights = weights
         self._device = device
         self._offline = offline
+        self.taken = 0
+        """readings so far, those too that were late or came twice"""
         self._allocate(max_series, budget_per_series_month)
 
     def _allocate(self, capacity: int, budget_per_series_month: float) -> None:
@@ -81,6 +84,8 @@ class Shard:
         self.cadence = Cadence(capacity)
         self.value_alarms = ValueAlarms(capacity, self.registry)
         self.silence_alarms = SilenceAlarms(capacity)
+        self.applied = np.zeros(capacity, np.int64)
+        """per slot: readings that were neither late nor came twice"""
 
     def process(self, batch: Batch, arrival: float | Float64) -> Outcome:
         """Scores and learns a batch; no slot may be negative.
@@ -88,6 +93,7 @@ class Shard:
         `arrival` `(n,)` or one for all, epoch seconds: when each reading came, however long it has waited since.
         """
         arrivals = np.broadcast_to(np.asarray(arrival, np.float64), (len(batch),))
+        self.taken += len(batch)
         scores, strictness = no_scores(len(batch)), np.full(len(batch), np.nan)
         notes: list[Note] = []
         heard: list[Change] = []
@@ -95,6 +101,7 @@ class Shard:
             part, wave = self.detector.score(batch[rows])
             step = self.value_alarms.step(wave, part, rows[wave.rows], self.detector.calibration.keep)
             self.detector.learn(part, wave, step.normal)
+            self.applied[wave.slots] += 1
             for end in step.ends:
                 self.detector.calibration.put_back(end.slot, end.kept, end.peak_views)
             came = arrivals[rows]
@@ -143,6 +150,7 @@ class Shard:
         self.registry.evict(slots.astype(np.int32))
         self.detector.evict(slots)
         self.cadence.evict(slots)
+        self.applied[slots] = 0
         return changes
 
     def live(self, now: float, stale_seconds: float) -> Int32:
@@ -165,17 +173,22 @@ class Shard:
         """Forgets everything, as if it had met no reading."""
         self._allocate(self._capacity, self.detector.budget_per_series_month)
         self.registry.forget()
+        self.taken = 0
 
     def export(self) -> State:
         """A copy of everything, in the order of the slots."""
         rest = _Rest(
-            self._weights.sha256, self.registry.state(), self.value_alarms.state(), self.silence_alarms.state()
+            self._weights.sha256,
+            self.registry.state(),
+            self.value_alarms.state(),
+            self.silence_alarms.state(),
+            self.taken,
         )
         return State(self._arrays(self.registry.rows), msgspec.to_builtins(rest))
 
     def _arrays(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the first `count` rows of every array."""
-        others = {"cadence": self.cadence.rows, "noted": self.value_alarms.noted}
+        others = {"cadence": self.cadence.rows, "noted": self.value_alarms.noted, "applied": self.applied}
         return self.detector.export(count) | {name: array[:count].copy() for name, array in others.items()}
 
     def restore(self, state: State) -> str | None:
@@ -201,6 +214,8 @@ class Shard:
         self.detector.restore(arrays)
         self.cadence.rows[:count] = arrays["cadence"]
         self.value_alarms.noted[:count] = arrays["noted"]
+        self.applied[:count] = arrays["applied"]
+        self.taken = rest.taken
         self.value_alarms.restore(rest.value_alarms, with_kept=is_ours)
         self.silence_alarms.restore(rest.silence_alarms)
         return None if is_ours else "the hidden states and the calibration: other weights had made them"

@@ -21,7 +21,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Protocol, get_args
@@ -190,20 +190,31 @@ def _sections(arrays: Mapping[str, NDArray[np.generic]]) -> tuple[list[_Section]
 # --- Reading ---
 
 
-def read_newest(directory: Path) -> Found:
-    """The newest snapshot that is sound. Files that cannot be used are renamed `*.bad`; the newest two of those stay.
+def read_newest(
+    directory: Path, take: Callable[[Snapshot], None] = lambda _: None, aside: Callable[[Path], str] | None = None
+) -> Found:
+    """The newest snapshot that is sound, and that `take` does not refuse by a ValueError.
 
+    What cannot be used is renamed `*.bad`, the newest two of those stay; or `aside` is done with it, and says what.
     Raises nothing for whatever the directory holds, and OSError if it cannot be listed.
     """
+    aside = aside or put_aside
     set_aside: list[str] = []
-    for path in _files(directory).good:
+    for path in newest_first(directory):
         try:
-            return Found(read(path), set_aside)
-        except DamagedError as error:
-            set_aside.append(f"{path}: {error}; {put_aside(path)}")
+            found = read(path)
+            take(found)
+            return Found(found, set_aside)
+        except (DamagedError, ValueError) as error:
+            set_aside.append(f"{path}: {error}; {aside(path)}")
         except OSError as error:
-            set_aside.append(f"{path}: cannot be read: {error.strerror or error}; {put_aside(path)}")
+            set_aside.append(f"{path}: cannot be read: {error.strerror or error}; {aside(path)}")
     return Found(None, set_aside)
+
+
+def newest_first(directory: Path) -> list[Path]:
+    """The files that may be snapshots. Raises OSError."""
+    return _files(directory).good
 
 
 def read(path: Path) -> Snapshot:

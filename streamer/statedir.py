@@ -112,3 +112,18 @@ def _holder(descriptor: int) -> str:
     """Who wrote the lock file, as far as it says: in the moment after it was locked it may not say yet."""
     text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
     return f"process {text}" if text.isdecimal() else "another process"
+
+
+def holder(lock: Path) -> str | None:
+    """Who has the directory of this lock file open, None if nobody has; asked without keeping anybody from it."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(descriptor)
+    finally:
+        os.close(descriptor)
+    return None

@@ -14,6 +14,8 @@ from streamer.settings import Settings
 from streamer.shard import Shard
 from streamer.topics import own_prefix
 
+GENERATION = 1  # of the weights: retraining will count on from here
+
 
 def decoder_from(settings: Settings) -> Decoder:
     """The decoder of payloads that `input` describes; it never reads this instance's own output."""

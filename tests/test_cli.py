@@ -20,6 +20,7 @@ from models.weights import ForecasterConfig, Weights, expected_shapes, load, sav
 from streamer.cli import main, parser
 from streamer.http import Server
 from tests.servers import HOST, Certificates, free_port
+from tests.states import flip, make_state, snapshots
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for name in ("run", "demo", "check", "explain", "replay", "train", "bench", "health", "version"):
+    for name in ("run", "demo", "check", "explain", "replay", "state", "train", "bench", "health", "version"):
         assert f"    {name} " in out
 
 
@@ -92,7 +93,7 @@ def test_bench_takes_every_argument_as_it_is() -> None:
     assert parser().parse_args(["bench", *argv]).arguments == argv
 
 
-@pytest.mark.parametrize("command", ["run", "check", "replay", "explain", "health"])
+@pytest.mark.parametrize("command", ["run", "check", "replay", "explain", "state", "health"])
 def test_wrong_settings_are_refused_by_every_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
     """Every command that reads settings refuses bad ones with exit status 2, and a text without traceback."""
     operands = {"replay": ["x.csv"], "explain": ["a", "1"]}.get(command, [])
@@ -141,6 +142,47 @@ def test_a_reader_that_leaves_is_no_error() -> None:
             [sys.executable, "-m", "streamer", "version"], stdout=gone, stderr=subprocess.PIPE, timeout=60, check=False
         )
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+# --- state ---
+
+
+def test_state_tells_what_a_start_would_reach(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A few lines for people, all for programs; the directory of the settings unless another is named."""
+    make_state(tmp_path / "state")
+    status, out, _ = run(capsys, "state", "--set", f"state.directory={tmp_path / 'state'}")
+    lines = dict(line.split("  ", 1) for line in out.splitlines() if not line.startswith(" "))
+    assert status == 0
+    assert lines["series"].strip() == "4"
+    assert lines["readings"].strip() == "160"
+    assert lines["snapshot-000000000002.snap"].endswith("bytes, used")
+    found = json.loads(run(capsys, "state", str(tmp_path / "state"), "--json")[1])
+    assert found["sha256"] == lines["SHA-256"].strip()
+    assert found["readings_applied"]["plant/3#temperature"] == 40
+    assert found["snapshots"][0] == {
+        "file": "snapshot-000000000002.snap", "position": 21, "trouble": None,
+        "size_bytes": (tmp_path / "state" / "snapshot-000000000002.snap").stat().st_size,
+    }  # fmt: skip
+
+
+def test_state_shows_ten_of_many_series(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """And says how many more there are."""
+    make_state(tmp_path / "state", admit_at={k: f"plant/new{k}" for k in range(9)})
+    out = run(capsys, "state", str(tmp_path / "state"))[1]
+    assert "3 more series; --json has all" in out
+    assert out.count("plant/") == 10
+
+
+def test_damaged_state_is_exit_status_1_and_none_is_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What a start would lose is named."""
+    make_state(tmp_path / "state")
+    flip(snapshots(tmp_path / "state")[-1], -50)
+    status, out, _ = run(capsys, "state", str(tmp_path / "state"))
+    assert status == 1
+    assert "is damaged: its SHA-256 is not the one that it was written with; a start would set it aside" in out
+    status, out, err = run(capsys, "state", str(tmp_path / "none"))
+    assert (status, out) == (2, "")
+    assert err.startswith(f"streamer state: {tmp_path / 'none'}: cannot be read by user")
 
 
 # --- explain ---

@@ -133,7 +133,7 @@ def test_the_layout_is_the_documented_one() -> None:
     (raw,) = [bytes(inode.content) for inode in files.live.values()]
     numbers = [int.from_bytes(raw[at : at + size], "little") for at, size in ((8, 4), (16, 8), (36, 4))]
     assert raw[:8] == b"STRMJRNL"
-    assert numbers == [1, 0, zlib.crc32(raw[:36])]
+    assert numbers == [2, 0, zlib.crc32(raw[:36])]
     length, position, durable = (
         int.from_bytes(raw[40 + at : 40 + at + n], "little") for at, n in ((4, 4), (8, 8), (16, 8))
     )

@@ -318,3 +318,23 @@ def test_a_series_is_live_until_it_is_stale_and_later_than_its_cadence_allows() 
     assert shard.live(now + 200, 300.0).tolist() == [0, 1]
     assert shard.live(now + 1000, 300.0).tolist() == [1]
     assert shard.live(now + 6 * 3600, 300.0).tolist() == []
+
+
+def test_how_a_stream_is_cut_changes_no_bit() -> None:
+    """One by one, or by thousands: a replay may take groups together, and a twin's turns may be others."""
+    rng = np.random.default_rng(1)
+    series, rounds = 600, 3
+    readings = batch(
+        np.tile(np.arange(series), rounds), START + 10.0 * np.arange(rounds).repeat(series), rng.normal(size=1800)
+    )
+    states = []
+    for sizes in ([1800], [1, 1, 2, 5, 16], [513], [601, 1, 1025, 3, 130]):
+        shard, start = new_shard([f"plant/{n}" for n in range(series)]), 0
+        for size in sizes * 1800:
+            shard.process(readings[start : start + size], START)
+            start += size
+            if start >= len(readings):
+                break
+        states.append(shard.export())
+    for state in states[1:]:
+        same(state, states[0])

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
@@ -108,6 +109,16 @@ def client(broker: Broker) -> Iterator[Client]:
     yield connected
     connected.disconnect()
     connected.loop_stop()
+
+
+def state_of(directory: Path, *options: str) -> dict[str, Any]:
+    """What `streamer state --json` says; torch is not imported for it."""
+    command = [sys.executable, "-X", "importtime", "-m", "streamer", "state", str(directory), "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "| torch" not in done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def send(to: Client, topic: str, payload: str | bytes, *, retain: bool = False) -> None:

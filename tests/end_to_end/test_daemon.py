@@ -17,7 +17,7 @@ from paho.mqtt.client import MQTTMessage
 
 from models import weights
 from streamer import snapshot
-from streamer.app import REDELIVERY_ARRAYS
+from streamer.recovery import DIGEST, MID
 from streamer.registry import Registry
 from streamer.replay import replay
 from streamer.shard import Shard
@@ -128,7 +128,7 @@ def test_a_file_replayed_and_published_gives_the_same_scores(mosquitto: StartBro
         assert daemon.stop() == 0
     found = snapshot.read_newest(tmp_path / "state").snapshot
     assert found is not None
-    assert found.arrays.keys() - REDELIVERY_ARRAYS == wanted.keys()
+    assert found.arrays.keys() - {MID, DIGEST} == wanted.keys()
     for name in wanted.keys() - {"cadence"}:  # that goes by arrival
         np.testing.assert_allclose(
             found.arrays[name].astype(float), wanted[name].astype(float), rtol=1e-5, atol=1e-5, err_msg=name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from streamer.disk import DiskFiles
 from streamer.journal import read
 from streamer.records import Group
 from tests.conftest import StartBroker
-from tests.end_to_end.daemon import SECONDS, START, client, message, running, send
+from tests.end_to_end.daemon import SECONDS, START, client, message, running, send, state_of
 from tests.end_to_end.test_failures import learned
 from tests.waiting import wait_until
 
@@ -33,7 +34,7 @@ def values(state: Path) -> list[int]:
 def test_sigkill_at_any_moment_loses_nothing_and_doubles_nothing(
     mosquitto: StartBroker, tmp_path: Path, kills: int
 ) -> None:
-    """While messages come and snapshots are written every second: each is in the journal, and in the state, once."""
+    """Messages come, snapshots are written every second: each is in journal and state once, and that is a twin's."""
     broker, rng, sent = mosquitto(lines=KEEPS_ALL), random.Random(kills), 0
     settings = ["state.snapshot_seconds=1"]
     with client(broker) as peer:
@@ -55,7 +56,15 @@ def test_sigkill_at_any_moment_loses_nothing_and_doubles_nothing(
             wait_until(lambda: len(values(tmp_path / "state")) >= sent, SECONDS, "all of them")
             assert daemon.stop() == 0
     assert sorted(values(tmp_path / "state")) == list(range(sent))
-    assert learned(tmp_path / "state") == sent
+    found = state_of(tmp_path / "state")
+    assert found["readings_applied"] == {
+        f"plant/{number}#value": len(range(number, sent, 20)) for number in range(min(sent, 20))
+    }
+    twin = tmp_path / "twin"  # it takes in the whole journal, and was never killed
+    shutil.copytree(tmp_path / "state", twin, ignore=shutil.ignore_patterns("*.snap"))
+    assert state_of(twin)["journal_replayed"] == sent
+    for digest in ("sha256", "sha256_with_arrivals"):
+        assert state_of(twin)[digest] == found[digest]
 
 
 def test_what_both_snapshots_have_lost_the_journal_still_has(mosquitto: StartBroker, tmp_path: Path) -> None:
