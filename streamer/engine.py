@@ -259,6 +259,7 @@ class Engine:
         """A snapshot must be neither ahead of the journal nor in the middle of a group."""
         if self._has_left or not self._safekeeping.is_safe:
             return False
+        self._remember_told()  # how an alarm closed is in the journal behind the snapshot, and not in a replay from it
         self._save(self._shard)
         self._safekeeping.begin_anew()
         return True
@@ -276,7 +277,7 @@ class Engine:
         if messages:
             self._tell_past()  # a session's backlog comes ahead of SUBACK: "opened" before what closes it
             self._settle(messages, started)
-        elif not self._safekeeping.is_safe or self._safekeeping.trouble is not None:
+        elif self._safekeeping.is_due:
             self._commit([], started)
         if started - self._swept_at >= SWEEP_SECONDS:
             self._sweep(started)

@@ -127,7 +127,8 @@ def inspect(directory: Path, shard: Shard, weights_sha256: str, generation: int)
         raise StateError(
             f"{directory}: cannot be read by user {os.getuid()}: {error.strerror}; expected the state of a daemon"
         ) from error
-    problems = [*restored.set_aside, *opened.damage, *recovered.missing]
+    damage = [sentence.replace("it is kept as", "a start would keep it as") for sentence in opened.damage]
+    problems = [*restored.set_aside, *damage, *recovered.missing]
     problems += [f"the journal is not used to its end: {recovered.damage}"] if recovered.damage else []
     registry = shard.registry
     slots = [slot for slot in range(registry.rows) if registry.key(slot)]

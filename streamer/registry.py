@@ -188,7 +188,9 @@ class Registry:
         self.restore(RegistryState([], [], [], [], [], self._burst, None))
 
     def restore(self, state: RegistryState) -> None:
-        """Become what a registry was; series beyond a limit that has since been lowered stay."""
+        """Become what a registry was; series beyond a limit that has since been lowered stay. Raises ValueError."""
+        if len(state.devices) != len(state.keys) or max(state.devices, default=FREE) >= len(state.device_keys):
+            raise ValueError("the registry has series of devices that it does not know")
         self._keys = list(state.keys)
         self._slots = {key: slot for slot, key in enumerate(state.keys) if key}
         self._free_slots = list(state.free_slots)

@@ -16,6 +16,7 @@ from streamer.redelivery import Redelivery
 from streamer.shard import Shard
 
 RETRY_SECONDS = 1.0  # a disk that refuses is asked again so often
+OWED = "the journal is damaged, and no snapshot is written yet that makes up for it"
 
 
 class Safekeeping:
@@ -41,8 +42,17 @@ class Safekeeping:
         self._session = 0
         self._unacknowledged: list[Message] = []
         self._retry_at = -np.inf
-        self.trouble: str | None = None
-        """why nothing is acknowledged, None while all is well"""
+        self._refusal: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is acknowledged, None while all is well."""
+        return self._refusal or (OWED if self._owes_snapshot() else None)
+
+    @property
+    def is_due(self) -> bool:
+        """A commit is wanted, also where no message has come."""
+        return not self.is_safe or self._refusal is not None or bool(self._unacknowledged)
 
     @property
     def has_journal(self) -> bool:
@@ -130,21 +140,20 @@ class Safekeeping:
         """Makes all safe and acknowledges it; what a disk that refuses leaves behind waits for a later call."""
         if self._journal is None:
             return
-        if self.trouble is not None and monotonic < self._retry_at:
+        if self._refusal is not None and monotonic < self._retry_at:
             self._keep(messages)
             return
         try:
             self._journal.sync()
         except OSError as error:
-            self.trouble = f"the journal cannot be written: {error.strerror or error}"
+            self._refusal = f"the journal cannot be written: {error.strerror or error}"
             self._retry_at = monotonic + RETRY_SECONDS
             self._keep(messages)
             return
+        self._refusal = None
         if self._owes_snapshot():
-            self.trouble = "the journal is damaged, and no snapshot is written yet that makes up for it"
             self._keep(messages)
             return
-        self.trouble = None
         waiting, self._unacknowledged = self._unacknowledged, []
         self._acknowledge([*waiting, *messages])
 

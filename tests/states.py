@@ -40,7 +40,7 @@ def make_state(
     files = DiskFiles(directory / "journal")
     directory.mkdir(0o700, exist_ok=True)
     files.make()
-    journal = Journal(files, lambda: START, segment_bytes=6_000)
+    journal = Journal(files, lambda: START, segment_bytes=1_500)
     journal.open()
     shard, redelivery = new_shard(weights), Redelivery()
     rng = np.random.default_rng(3)

@@ -94,7 +94,7 @@ def test_nothing_is_written(tmp_path: Path, damage: str) -> None:
         case "journal":
             flip_group(directory, 30)
         case "foreign":
-            flip(segments[-1], 8)
+            flip(next(path for path in segments if b"plant/new" in path.read_bytes()), 8)
         case "leftovers":
             (directory / "snapshot-000000000003.snap.part").write_bytes(b"half")
             (directory / "journal" / f"{99:020d}.log.part").write_bytes(b"half")
@@ -103,6 +103,7 @@ def test_nothing_is_written(tmp_path: Path, damage: str) -> None:
     found = look(directory)
     directory.chmod(0o700)
     assert contents(directory) == before
+    assert not any("it is kept" in problem for problem in found.problems)
     assert bool(found.problems) == (damage not in ("sound", "leftovers"))
     assert found.series == SERIES + (damage != "foreign")
 

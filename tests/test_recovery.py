@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from models.weights import ForecasterConfig
+from streamer import snapshot
 from streamer.disk import DiskFiles
 from streamer.journal import Journal
-from streamer.readings import Batch
+from streamer.readings import Alarm, Batch
 from streamer.records import Admitted, Budget, Evicted, Group, Heard, Listening, SessionLost, Swept
-from streamer.recovery import apply, replay
+from streamer.recovery import Recovered, apply, recover, replay, restore
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE, Registry
 from streamer.shard import Shard
+from tests import states
 from tests.crashfs import CrashFiles
 from tests.streams import START, random_weights
 from tests.test_shard import same, through_json
@@ -161,3 +165,129 @@ def test_a_record_that_cannot_come_here_is_refused() -> None:
     apply(Admitted([0], ["a"], ["a"], 1.0, None), shard, redelivery)
     with pytest.raises(ValueError, match="of a registry that was not this one"):
         apply(Admitted([0], ["b"], ["b"], 1.0, None), shard, redelivery)
+
+
+# --- Damage ---
+
+
+def taken(directory: Path) -> tuple[Shard, Recovered]:
+    """What a start makes of the directory."""
+    shard, redelivery = states.new_shard(), Redelivery()
+    restored = restore(directory, shard, redelivery)
+    journal = Journal(DiskFiles(directory / "journal"), lambda: START)
+    opened = journal.open(beyond=restored.position or 0)
+    return shard, recover(journal, opened, restored.position, shard, redelivery)
+
+
+def test_a_replay_goes_on_behind_readings_that_are_lost(tmp_path: Path) -> None:
+    """Wherever they lie: all others are taken in, and it is said how many are missing."""
+    for number in (20, 27, 39):
+        whole = states.make_state(tmp_path / str(number), 41)
+        states.flip_group(tmp_path / str(number), number)
+        shard, recovered = taken(tmp_path / str(number))
+        assert (recovered.damage, recovered.end) == (None, 42)
+        (sentence,) = recovered.missing
+        assert sentence.endswith(f"what follows {number + 1} was taken in, 4 readings are missing")
+        assert shard.applied[:4].tolist() == [40] * 4
+        assert shard.taken == whole.taken
+        assert shard.cadence.listening_since == START + 60.0 * (number + 1)
+
+
+def test_a_replay_goes_over_more_than_one_damage(tmp_path: Path) -> None:
+    """Each is told."""
+    states.make_state(tmp_path / "state")
+    for number in (25, 26, 33, 35):
+        states.flip_group(tmp_path / "state", number)
+    shard, recovered = taken(tmp_path / "state")
+    assert [s.rpartition(", ")[2] for s in recovered.missing] == [f"{n} readings are missing" for n in (8, 4, 4)]
+    assert shard.applied[:4].tolist() == [36] * 4
+
+
+def test_it_goes_over_a_segment_that_is_gone(tmp_path: Path) -> None:
+    """The snapshot lies before it."""
+    states.make_state(tmp_path / "state")
+    segments = sorted((tmp_path / "state" / "journal").glob("*.log"))
+    gone = next(path for path in segments if int(path.stem) > 21)
+    following = segments[segments.index(gone) + 1]
+    gone.unlink()
+    shard, recovered = taken(tmp_path / "state")
+    missing = int(following.stem) - int(gone.stem)
+    assert recovered.missing[0].endswith(f"{4 * missing} readings are missing")
+    assert shard.applied[:4].tolist() == [40 - missing] * 4
+
+
+def test_it_does_not_go_on_where_slots_may_mean_other_series(tmp_path: Path) -> None:
+    """A series was let in among what is lost: the state stays as it was before, and whole."""
+    states.make_state(tmp_path / "state", admit_at={30: "plant/new"})
+    segment = next(p for p in sorted((tmp_path / "state" / "journal").glob("*.log")) if b"plant/new" in p.read_bytes())
+    states.flip(segment, segment.read_bytes().find(b"plant/new"))
+    shard, recovered = taken(tmp_path / "state")
+    assert recovered.damage is not None
+    assert (recovered.damage.position, recovered.end, recovered.missing) == (31, 31, ())
+    same(shard.export(), states.make_state(tmp_path / "before", 30).export())
+
+
+def test_a_series_let_in_behind_the_damage_is_let_in(tmp_path: Path) -> None:
+    """It is counted before the first group is judged."""
+    states.make_state(tmp_path / "state", admit_at={30: "plant/new"})
+    states.flip_group(tmp_path / "state", 29)
+    shard, recovered = taken(tmp_path / "state")
+    assert recovered.damage is None
+    assert shard.applied[:5].tolist() == [39, 39, 39, 39, 10]
+
+
+@pytest.mark.parametrize("how", ["slot", "count"])
+def test_a_snapshot_that_makes_us_fail_is_set_aside(tmp_path: Path, how: str) -> None:
+    """Its checksum is right and its content is not: the older one is used, from a shard that is as new again."""
+    directory = tmp_path / "state"
+    whole = states.make_state(directory)
+    good = snapshot.read(states.snapshots(directory)[-1])
+    meta: dict[str, Any] = msgspec.to_builtins(good.meta)
+    if how == "slot":
+        meta["silence_alarms"] = msgspec.to_builtins([([10**6], Alarm("x", "silent", "plant/0", 0.0, 0.0))])
+    else:
+        meta["registry"]["devices"] = [99] * 4
+    snapshot.write(directory, good.arrays, meta, position=good.position)
+    shard, redelivery = states.new_shard(), Redelivery()
+    restored = restore(directory, shard, redelivery)
+    assert restored.snapshot is not None
+    assert restored.snapshot.path.name == "snapshot-000000000002.snap"
+    assert "cannot be taken in" in restored.set_aside[0]
+    assert len(restored.failures) == (how == "slot")
+    same(taken(directory)[0].export(), whole.export())
+
+
+def test_a_snapshot_that_cannot_be_moved_away_is_no_obstacle(tmp_path: Path) -> None:
+    """The older one is used all the same."""
+    states.make_state(tmp_path)
+    newest = states.snapshots(tmp_path)[-1]
+    states.flip(newest, -50)
+    (tmp_path / f"{newest.name}.bad").mkdir()
+    restored = restore(tmp_path, states.new_shard(), Redelivery())
+    assert restored.position == 11
+    assert "it could not be set aside" in restored.set_aside[0]
+
+
+def test_a_bug_in_a_replay_leaves_the_snapshot(tmp_path: Path) -> None:
+    """It is told, and the start goes on: a journal must not make it fail for ever."""
+    states.make_state(tmp_path, 21)
+    files = DiskFiles(tmp_path / "journal")
+    journal = Journal(files, lambda: START)
+    journal.open()
+    journal.append(Admitted([7], ["plant/new"], ["plant/new"], 1.0, None))
+    journal.sync()
+    journal.close()
+    shard, recovered = taken(tmp_path)
+    assert isinstance(recovered.failure, ValueError)
+    assert recovered.damage is not None
+    assert shard.applied[:4].tolist() == [20] * 4
+
+
+def test_without_snapshots_a_journal_that_has_lost_its_beginning_is_not_used(tmp_path: Path) -> None:
+    """Its readings name series that nobody knows."""
+    states.make_state(tmp_path, snapshots=())
+    min((tmp_path / "journal").glob("*.log")).unlink()
+    shard, recovered = taken(tmp_path)
+    assert recovered.damage is not None
+    assert "are no longer kept" in str(recovered.damage)
+    assert (len(shard.registry), recovered.readings) == (0, 0)
