@@ -34,8 +34,8 @@ class Stepper(Protocol):
         """Steps the state of `slots` (unique) with `inputs` `(n, input_size)`; returns the head's output `(n, 9)`."""
         ...
 
-    def export(self, count: int) -> Float32:
-        """The rows of the first `count` slots, `(count, state_size)`: h0 c0 h1 c1 ..., then attention's memory."""
+    def export(self, rows: slice | Slots) -> Float32:
+        """A copy of these slots' rows, `(n, state_size)`: h0 c0 h1 c1 ..., then attention's memory."""
         ...
 
     def restore(self, rows: Float32) -> None:
@@ -182,8 +182,8 @@ class NumpyStepper:
         memory[:] = known[:, hidden.shape[1] :]
         return np.concatenate((hidden, np.einsum("nk,nkh->nh", share, past)), axis=1)
 
-    def export(self, count: int) -> Float32:
-        return self._state[:count].copy()
+    def export(self, rows: slice | Slots) -> Float32:
+        return self._state[rows].copy()
 
     def restore(self, rows: Float32) -> None:
         self._state[: len(rows)] = rows
@@ -240,9 +240,10 @@ class TorchStepper:
             output: Float32 = head.cpu().numpy()
             return output
 
-    def export(self, count: int) -> Float32:
-        rows: Float32 = self._state[:count].cpu().numpy()
-        return rows.copy()
+    def export(self, rows: slice | Slots) -> Float32:
+        at = rows if isinstance(rows, slice) else self._torch.from_numpy(rows.astype(np.int64)).to(self._device)
+        found: Float32 = self._state[at].cpu().numpy()
+        return found.copy()
 
     def restore(self, rows: Float32) -> None:
         self._state[: len(rows)] = self._torch.from_numpy(np.ascontiguousarray(rows)).to(self._device)

@@ -148,7 +148,7 @@ class Detector:
         self.stepper.reset(slots)
         self.latest[slots] = np.nan
 
-    def _arrays(self) -> dict[str, NDArray[np.generic]]:
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Every state array but the recurrent one, by name."""
         statistics = {f"statistics.{f.name}": getattr(self.statistics, f.name) for f in fields(self.statistics)}
         calibrated = {"calibration": self.calibration.rows, "histogram": self.calibration.histogram}
@@ -156,12 +156,12 @@ class Detector:
 
     def export(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the first `count` rows of every state array, by name."""
-        arrays: dict[str, NDArray[np.generic]] = {"recurrent": self.stepper.export(count)}
-        return arrays | {name: array[:count].copy() for name, array in self._arrays().items()}
+        arrays: dict[str, NDArray[np.generic]] = {"recurrent": self.stepper.export(slice(count))}
+        return arrays | {name: array[:count].copy() for name, array in self.arrays().items()}
 
     def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
         """Puts back what `export` gave; an array that is left out stays as it is."""
-        for name, array in self._arrays().items():
+        for name, array in self.arrays().items():
             if name in arrays:
                 array[: len(arrays[name])] = arrays[name]
         if "recurrent" in arrays:

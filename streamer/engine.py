@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -88,7 +88,7 @@ class Engine:
         journal: Journal | None = None,
         redelivery: Redelivery | None = None,
         session: Callable[[], int] = lambda: 0,
-        save: Callable[[Shard], None] = lambda _: None,
+        save: Callable[[Shard], Iterator[None]] = lambda _: iter(()),
         owes_snapshot: Callable[[], bool] = lambda: False,
         remember: Callable[[list[Alarm]], None] = lambda _: None,
         commit_seconds: float = 0.01,
@@ -100,8 +100,9 @@ class Engine:
     ) -> None:
         """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not.
 
-        `session` gives the number of the connection that began the broker's session. `save` takes a shard that stands
-        at the end of the journal. While it `owes_snapshot` nothing is acknowledged, and one is tried every few seconds.
+        `session` gives the number of the connection that began the broker's session. `save` is given a shard that
+        stands at the end of the journal, and copies that state from its first `next` on, a piece between two turns.
+        While it `owes_snapshot` nothing is acknowledged, and one is tried every few seconds.
         """
         self._instance = instance
         self._shard = shard
@@ -141,6 +142,7 @@ class Engine:
         self._untold: list[Change] = []
         self._swept_at = -np.inf
         self._saved_at = clock.monotonic()
+        self._saving: Iterator[None] | None = None
         self._mailbox: Adjustment | None = None
         self._thread: threading.Thread | None = None
         self._leave_by: float | None = None  # monotonic; set by `stop`
@@ -236,7 +238,10 @@ class Engine:
                     limit = min(max(int(len(messages) * share), LEAST_BATCH), MAX_BATCH)
             self._safekeeping.commit([], np.inf)
             self._remember_told()
-            self._save_if_whole()
+            self._saving = None  # one that is not finished is older
+            if self._save_if_whole():
+                while self._go_on_saving():
+                    pass
             self._safekeeping.close()
         except BaseException as error:
             self._failure = error
@@ -248,7 +253,7 @@ class Engine:
         if self._safekeeping.is_full:
             self._leaving.wait(RETRY_SECONDS)
             return []
-        messages = self._inbox.take(limit, SWEEP_SECONDS)
+        messages = self._inbox.take(limit, SWEEP_SECONDS if self._saving is None else 0)
         rest_seconds = self._committed_at + self._commit_seconds - self._clock.monotonic()
         if messages and len(messages) < limit and rest_seconds > 0:
             self._inbox.gather(limit - len(messages), rest_seconds)
@@ -260,9 +265,20 @@ class Engine:
         if self._has_left or not self._safekeeping.is_safe:
             return False
         self._remember_told()  # how an alarm closed is in the journal behind the snapshot, and not in a replay from it
-        self._save(self._shard)
+        self._saving = self._save(self._shard)
+        self._go_on_saving()
         self._safekeeping.begin_anew()
         return True
+
+    def _go_on_saving(self) -> bool:
+        """The next piece of the state, copied before anything more changes; True if there may be another."""
+        if self._saving is None:
+            return False
+        try:
+            next(self._saving)
+        except StopIteration:
+            self._saving = None
+        return self._saving is not None
 
     def _is_to_leave(self) -> bool:
         if self._leave_by is None:
@@ -282,7 +298,7 @@ class Engine:
         if started - self._swept_at >= SWEEP_SECONDS:
             self._sweep(started)
         every = OWED_SNAPSHOT_SECONDS if self._owes_snapshot() else self._snapshot_seconds
-        if started - self._saved_at >= every:
+        if not self._go_on_saving() and started - self._saved_at >= every:
             self._saved_at = started if self._save_if_whole() else self._saved_at
         self.progress_at = self._clock.monotonic()
 

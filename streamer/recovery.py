@@ -87,9 +87,8 @@ def restore(
     return Restored(found, set_aside, left_behind[-1] if found else None, failures)
 
 
-def with_redelivery(state: State, redelivery: Redelivery) -> State:
+def with_redelivery(state: State, known: RedeliveryState) -> State:
     """What `restore` looks for in a snapshot."""
-    known = redelivery.state()
     return state._replace(arrays=state.arrays | {MID: known.mid, DIGEST: known.digest})
 
 

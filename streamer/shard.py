@@ -5,6 +5,7 @@ Shared-nothing and silent: readings in, verdicts and changes of alarms out. The 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -39,6 +40,40 @@ class State(NamedTuple):
     """by name, one row a slot"""
     rest: dict[str, object]
     """registry and open alarms, as JSON can hold them"""
+
+
+Rows = slice | NDArray[np.intp]
+
+
+class Copy:
+    """The state of a moment, copied piece by piece while the shard goes on, which `keep`s the rows it is to change."""
+
+    def __init__(
+        self, readers: dict[str, Callable[[Rows], NDArray[np.generic]]], count: int, rest: dict[str, object]
+    ) -> None:
+        self._readers = readers
+        likes = {name: read(slice(0)) for name, read in readers.items()}
+        self._state = State({n: np.empty((count, *like.shape[1:]), like.dtype) for n, like in likes.items()}, rest)
+        self._is_copied = np.zeros(count, np.bool_)
+        self._next = 0
+
+    def keep(self, slots: NDArray[np.integer]) -> None:
+        """Before these change."""
+        known = slots[slots < len(self._is_copied)].astype(np.intp)
+        self._take(known[~self._is_copied[known]])
+
+    def advance(self, rows: int) -> State | None:
+        """Copies the next ones; the whole state once it is all there."""
+        begin, end = self._next, self._next + rows
+        missing = np.flatnonzero(~self._is_copied[begin:end])
+        self._take(slice(begin, end) if len(missing) == rows else begin + missing)
+        self._next = end
+        return self._state if end >= len(self._is_copied) else None
+
+    def _take(self, rows: Rows) -> None:
+        for name, read in self._readers.items():
+            self._state.arrays[name][rows] = read(rows)
+        self._is_copied[rows] = True
 
 
 class _Rest(msgspec.Struct):
@@ -84,6 +119,7 @@ class Shard:
         self.cadence = Cadence(capacity)
         self.value_alarms = ValueAlarms(capacity, self.registry)
         self.silence_alarms = SilenceAlarms(capacity)
+        self._copy: Copy | None = None
         self.applied = np.zeros(capacity, np.int64)
         """per slot: readings that were neither late nor came twice"""
 
@@ -94,6 +130,8 @@ class Shard:
         """
         arrivals = np.broadcast_to(np.asarray(arrival, np.float64), (len(batch),))
         self.taken += len(batch)
+        if self._copy is not None:
+            self._copy.keep(batch.slot)
         scores, strictness = no_scores(len(batch)), np.full(len(batch), np.nan)
         notes: list[Note] = []
         heard: list[Change] = []
@@ -115,6 +153,8 @@ class Shard:
 
     def hear(self, slots: NDArray[np.intp], arrival: Float64) -> list[Change]:
         """`slots` (unique) have sent something, a reading or not, at `arrival` `(n,)`: none of them is silent."""
+        if self._copy is not None:
+            self._copy.keep(slots)
         self.cadence.hear(slots, arrival)
         return self.silence_alarms.heard(slots, float(arrival.max(initial=0.0)))
 
@@ -146,6 +186,8 @@ class Shard:
 
     def evict(self, slots: NDArray[np.intp], now: float) -> list[Change]:
         """Forgets these series; their alarms close."""
+        if self._copy is not None:
+            self._copy.keep(slots)
         changes = self.value_alarms.evict(slots) + self.silence_alarms.evict(slots, now)
         self.registry.evict(slots.astype(np.int32))
         self.detector.evict(slots)
@@ -177,6 +219,23 @@ class Shard:
 
     def export(self) -> State:
         """A copy of everything, in the order of the slots."""
+        state = self._new_copy().advance(max(self.registry.rows, 1))
+        if state is None:
+            raise AssertionError("a copy of all rows is whole")
+        return state
+
+    def begin_copy(self) -> None:
+        """Of everything as it is now; one that was not finished is given up."""
+        self._copy = self._new_copy()
+
+    def go_on_copying(self, rows: int) -> State | None:
+        """Copies some more; the state as it was at `begin_copy` once it is all there."""
+        state = self._copy.advance(rows) if self._copy is not None else None
+        if state is not None:
+            self._copy = None
+        return state
+
+    def _new_copy(self) -> Copy:
         rest = _Rest(
             self._weights.sha256,
             self.registry.state(),
@@ -184,12 +243,13 @@ class Shard:
             self.silence_alarms.state(),
             self.taken,
         )
-        return State(self._arrays(self.registry.rows), msgspec.to_builtins(rest))
+        return Copy(self._readers(), self.registry.rows, msgspec.to_builtins(rest))
 
-    def _arrays(self, count: int) -> dict[str, NDArray[np.generic]]:
-        """Copies of the first `count` rows of every array."""
+    def _readers(self) -> dict[str, Callable[[Rows], NDArray[np.generic]]]:
+        """By name of the array: what gives its rows."""
         others = {"cadence": self.cadence.rows, "noted": self.value_alarms.noted, "applied": self.applied}
-        return self.detector.export(count) | {name: array[:count].copy() for name, array in others.items()}
+        arrays = self.detector.arrays() | others
+        return {"recurrent": self.detector.stepper.export} | {n: array.__getitem__ for n, array in arrays.items()}
 
     def restore(self, state: State) -> str | None:
         """Becomes what `export` saw; for a shard that has met no reading. None, or what had to be left behind.
@@ -205,7 +265,7 @@ class Shard:
         is_ours = rest.weights_sha256 == self._weights.sha256
         arrays = {
             name: _fitting(name, state.arrays.get(name), like, count)
-            for name, like in self._arrays(0).items()
+            for name, like in ((name, read(slice(0))) for name, read in self._readers().items())
             if is_ours or name not in MADE_BY_WEIGHTS
         }
         if count > self._capacity:  # the limit was lowered: what is known stays, nothing new is let in

@@ -97,12 +97,18 @@ class _Hash(Protocol):
 
 
 def write(
-    directory: Path, sections: Mapping[str, NDArray[np.generic]], meta: Mapping[str, object], *, position: int
+    directory: Path,
+    sections: Mapping[str, NDArray[np.generic]],
+    meta: Mapping[str, object],
+    *,
+    position: int,
+    is_gentle: bool = False,
 ) -> Path:
     """Adds a snapshot to the directory, deletes those that are too old, and gives the new one's path.
 
     When it returns, the snapshot outlives a power cut. `meta` is anything that JSON can hold. Raises OSError if the
-    disk refuses; what was there before is still there then. Takes no memory to speak of beside the arrays.
+    disk refuses; what was there before is still there then. Takes no memory to speak of beside the arrays. A gentle
+    one syncs piece by piece, so that another file's sync, the journal's, never waits for all of it.
     """
     arrays = {name: _little_endian(array) for name, array in sections.items()}
     headers, end = _sections(arrays)
@@ -116,7 +122,7 @@ def write(
     path = directory / f"snapshot-{files.last + 1:012d}.snap"
     part = path.with_name(path.name + ".part")
     try:
-        with _Writer(part) as writer:
+        with _Writer(part, is_gentle) as writer:
             writer.write(_PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), length))
             writer.write(header)
             for section, array in zip(headers, arrays.values(), strict=True):
@@ -139,10 +145,11 @@ def write(
 class _Writer:
     """A new file, hashed while it is written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_gentle: bool) -> None:
+        self._is_gentle = is_gentle
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._hash = hashlib.sha256()
-        self._length = 0
+        self._length = self._synced = 0
 
     def __enter__(self) -> _Writer:
         return self
@@ -157,6 +164,9 @@ class _Writer:
             self._hash.update(view[:written])
             self._length += written
             view = view[written:]
+            if self._is_gentle and self._length - self._synced >= _PIECE_BYTES:
+                os.fdatasync(self._descriptor)
+                self._synced = self._length
 
     def pad_to(self, length: int) -> None:
         """Zeros until the file is so long."""

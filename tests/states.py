@@ -50,7 +50,7 @@ def make_state(
             admit(journal, shard, [(admit_at or {})[number]])
         if number in snapshots:
             journal.sync()
-            state = recovery.with_redelivery(shard.export(), redelivery)
+            state = recovery.with_redelivery(shard.export(), redelivery.state())
             snapshot.write(directory, state.arrays, state.rest, position=journal.end)
         count, time = len(shard.registry), START + 60.0 * number
         slot = np.arange(count, dtype=np.int32)

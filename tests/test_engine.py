@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -114,9 +114,10 @@ class Bench:
         self.batches.append(len(messages))
         self.clock.advance(self.seconds_per_message * len(messages))
 
-    def save(self, shard: Shard) -> None:
+    def save(self, shard: Shard) -> Iterator[None]:
         assert shard is self.shard
         self.saves += 1
+        return iter(())
 
     def remember(self, alarms: list[Alarm]) -> None:
         self.remembered = alarms

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -135,10 +135,14 @@ class Daemon:
             self.broker.acknowledge(messages)
         self.files.step()  # a kill between the acknowledgement and what follows
 
-    def save(self, shard: Shard) -> None:
+    def save(self, shard: Shard) -> Iterator[None]:
         assert self.journal.durable == self.journal.end
         self.saves += 1
-        self.saved = Snapshot(shard.export(), self.redelivery.state(), self.journal.end)
+        position, known = self.journal.end, self.redelivery.state()
+        shard.begin_copy()
+        while (state := shard.go_on_copying(3)) is None:
+            yield
+        self.saved = Snapshot(state, known, position)
         self.files.step()
 
     def receive(self, messages: Sequence[Message]) -> None:

@@ -338,3 +338,33 @@ def test_how_a_stream_is_cut_changes_no_bit() -> None:
         states.append(shard.export())
     for state in states[1:]:
         same(state, states[0])
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_a_copy_made_piece_by_piece_is_the_state_when_it_began(sizes: list[int], seed: int) -> None:
+    """Whatever happens in between: readings, silence, series that are forgotten and new ones in their slots."""
+    shard, now = in_alarm()
+    rng = np.random.default_rng(seed)
+    wanted = through_json(shard.export())
+    shard.begin_copy()
+    state = None
+    for n, size in enumerate([*sizes, 5]):
+        now += 60.0
+        match int(rng.integers(5)):
+            case 0:
+                shard.hear(np.array([1, 3]), np.full(2, now))
+            case 1:
+                shard.evict(np.array([rng.integers(5)]), now)
+                shard.registry.resolve([f"plant/new{n}"], now)
+            case 2:
+                shard.find_silent(now)
+            case _:
+                slots = np.flatnonzero(shard.registry.devices >= 0)
+                shard.process(batch(slots, now, rng.normal(20.0, 1.0, len(slots))), now)
+        state = shard.go_on_copying(size)
+        if state is not None:
+            break
+    assert state is not None
+    same(through_json(state), wanted)
+    assert shard.go_on_copying(1) is None
