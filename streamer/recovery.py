@@ -193,7 +193,6 @@ def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, rede
     try:
         for position, record in records:
             if isinstance(record, Group):
-                _check(record, shard)
                 redelivery.note(record)
                 groups.append(record)
                 waiting += len(record.batch)
@@ -212,7 +211,6 @@ def apply(record: Record, shard: Shard, redelivery: Redelivery) -> list[Change]:
     """One record; gives the changes of alarms. Raises ValueError for one that cannot come next."""
     match record:
         case Group():
-            _check(record, shard)
             redelivery.note(record)
             return _take([record], shard)
         case Admitted():
@@ -233,16 +231,13 @@ def apply(record: Record, shard: Shard, redelivery: Redelivery) -> list[Change]:
     return []
 
 
-def _check(group: Group, shard: Shard) -> None:
-    slot = group.batch.slot
-    if len(slot) and not 0 <= int(slot.min()) <= int(slot.max()) < shard.registry.rows:
-        raise ValueError("the readings are of series that this registry has not let in")
-
-
 def _take(groups: list[Group], shard: Shard) -> list[Change]:
     if not groups:
         return []
     batches = [group.batch for group in groups]
     batch = Batch(*(np.concatenate([getattr(b, name) for b in batches]) for name in ("slot", "time", "value", "flags")))
-    arrivals = np.concatenate([group.arrivals() for group in groups])
+    if len(batch) and not 0 <= int(batch.slot.min()) <= int(batch.slot.max()) < shard.registry.rows:
+        raise ValueError("the readings are of series that this registry has not let in")
+    arrival, readings = (np.concatenate([getattr(g, name) for g in groups]) for name in ("arrival", "readings"))
+    arrivals = np.repeat(arrival, readings)
     return [change for rows in slices(batch) for change in shard.process(batch[rows], arrivals[rows]).changes]

@@ -23,6 +23,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from streamer import snapshot
+from tests.bench.snapshot import measure
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -571,3 +572,12 @@ def test_kill_9_while_it_writes(tmp_path: Path) -> None:
         assert found.position in {reported, reported + 1}
         assert found.meta == {"k": found.position}
         assert (found.arrays["rows"] == found.position).all()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("series", [10_000, pytest.param(100_000, marks=pytest.mark.long)])
+def test_a_snapshot_holds_up_no_turn_for_50_ms(tmp_path: Path, series: int) -> None:
+    """Of CPU time: the copy is made in pieces between the turns."""
+    figures = measure(tmp_path / "state", series)
+    assert figures["pause_cpu_ms"] < 50
+    assert figures["pieces"] > series / 1024 / 2
