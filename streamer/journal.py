@@ -37,6 +37,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -132,7 +133,8 @@ class Journal:
     def open(self, beyond: int = 0) -> Opened:
         """Finds what is there, and where it ends. Raises OSError only if the directory cannot be listed.
 
-        New positions are at least `beyond`: the position of a snapshot that may have outlived its journal.
+        New positions are at least `beyond`: the position of a snapshot that may have outlived its journal. Of damage
+        before it nothing is said any more.
         """
         for name in self._files.names():
             if _is(name, ".part"):
@@ -143,7 +145,11 @@ class Journal:
         self._salt = sound[-1].salt if sound else self._make_salt()
         self._end = self._durable = headers[-1].first + 1 if headers else 0  # behind a file that cannot be used
         damage = [self._put_aside(header) for header in headers if header.is_foreign]
-        damage += [f"{_log(h.first)}: {h.trouble}" for h in headers[:-1] if h.trouble and not h.is_foreign]
+        damage += [
+            f"{_log(header.first)}: {header.trouble}"
+            for header, following in pairwise(headers)
+            if header.trouble and not header.is_foreign and following.first > beyond
+        ]
         scan: _Scan | None = None
         cut_bytes = 0
         if headers and not headers[-1].is_foreign:
@@ -154,7 +160,7 @@ class Journal:
             else:
                 scan = _scan(content, last.first, None, self._salt)
                 damage += [f"{_log(last.first)}: {last.trouble}"] if last.trouble else []
-                damage += [str(_damaged(hole, last.first)) for hole in scan.holes]
+                damage += [str(_damaged(hole, last.first)) for hole in scan.holes if hole.resumes_at > beyond]
                 cut_bytes = len(content) - scan.end_bytes
                 self._pending = [content[HEADER_BYTES : scan.end_bytes]]
                 self._durable, self._end = last.first, scan.end

@@ -32,6 +32,7 @@ def make_state(
     snapshots: tuple[int, ...] = (10, 20),
     admit_at: dict[int, str] | None = None,
     weights: Weights | None = None,
+    segment_bytes: int = 1_500,
 ) -> Shard:
     """A journal of so many groups, a minute apart and of one reading a series; a snapshot in front of some of them.
 
@@ -40,7 +41,7 @@ def make_state(
     files = DiskFiles(directory / "journal")
     directory.mkdir(0o700, exist_ok=True)
     files.make()
-    journal = Journal(files, lambda: START, segment_bytes=1_500)
+    journal = Journal(files, lambda: START, segment_bytes=segment_bytes)
     journal.open()
     shard, redelivery = new_shard(weights), Redelivery()
     rng = np.random.default_rng(3)

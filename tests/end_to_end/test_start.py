@@ -62,6 +62,7 @@ def leftovers(state: Path) -> None:
         (state / name).write_bytes(b"half")
 
 
+@pytest.mark.parametrize("segment_bytes", [1_500, 100_000])
 @pytest.mark.parametrize(
     ("damage", "said", "restored", "applied"),
     [
@@ -76,11 +77,11 @@ def leftovers(state: Path) -> None:
     ],
 )
 def test_damage_is_said_once_and_is_no_obstacle(
-    tmp_path: Path, damage: Callable[[Path], None], said: str, restored: int, applied: int
+    tmp_path: Path, damage: Callable[[Path], None], said: str, restored: int, applied: int, segment_bytes: int
 ) -> None:
     """Restored as far as it is sound; whatever there was is behind a snapshot then, and the next start is quiet."""
     state = tmp_path / "state"
-    make_state(state, admit_at={30: "plant/new"})
+    make_state(state, admit_at={30: "plant/new"}, segment_bytes=segment_bytes)
     damage(state)
     with running(free_port(), tmp_path) as daemon:
         wait_until(lambda: daemon.get("/-/healthy")[0] == 200, SECONDS, "healthy")
