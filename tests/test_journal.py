@@ -513,7 +513,7 @@ def test_another_format_version_is_set_aside() -> None:
     one = Journal(files, lambda: 0.0)
     found = one.open()
     assert len(found.damage) == 4
-    assert "is of format version 9, this program reads 1; it is kept as" in found.damage[0]
+    assert "is of format version 9, this program reads 2; it is kept as" in found.damage[0]
     one.append(Swept(0.0))
     assert one.sync() == found.end + 1
     assert sum(name.endswith(".bad") for name in files.names()) == 4
