@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,27 @@ from tests.waiting import wait_until
 
 START = 1_790_000_000.0
 SECONDS = 20.0
+STREAMER = (sys.executable, "-m", "streamer")
 
 
 class Daemon:
     """`streamer run`; what it says goes to `folder/log`, its state to `folder/state`."""
 
-    def __init__(self, broker_port: int, folder: Path, *settings: str, config: Path | None = None) -> None:
+    def __init__(
+        self,
+        broker_port: int,
+        folder: Path,
+        *settings: str,
+        config: Path | None = None,
+        program: Sequence[str] = STREAMER,
+    ) -> None:
         self.http_port = free_port()
         self.log_path = folder / "log"
         options = [f"mqtt.port={broker_port}", f"http.port={self.http_port}", f"state.directory={folder / 'state'}"]
         arguments = ["--config", str(config)] if config else []
         arguments += [part for option in (*options, *settings) for part in ("--set", option)]
         with self.log_path.open("a") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "streamer", "run", *arguments], stderr=log)
+            self.process = subprocess.Popen([*program, "run", *arguments], stderr=log)
 
     def log(self) -> str:
         """Everything that it and its predecessors in this folder have said."""
@@ -94,9 +102,15 @@ class Daemon:
 
 
 @contextmanager
-def running(broker_port: int, folder: Path, *settings: str, config: Path | None = None) -> Iterator[Daemon]:
+def running(
+    broker_port: int,
+    folder: Path,
+    *settings: str,
+    config: Path | None = None,
+    program: Sequence[str] = STREAMER,
+) -> Iterator[Daemon]:
     """A daemon that does not outlive the test."""
-    daemon = Daemon(broker_port, folder, *settings, config=config)
+    daemon = Daemon(broker_port, folder, *settings, config=config, program=program)
     try:
         yield daemon
     finally:
