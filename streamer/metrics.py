@@ -196,6 +196,7 @@ class Metrics:
                 # A counter starts at 0; a gauge that nobody has measured is absent.
                 self._values[name] = {value: 0.0 if family.kind == "counter" else math.nan for value in values}
         self._values["start_time_seconds"][""] = started_at
+        self._values["readings_pending"][""] = 0.0  # a sum of which one part is absent is no sum to Prometheus
         self._measured: dict[str, Callable[[], float]] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)

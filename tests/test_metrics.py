@@ -68,6 +68,12 @@ def imbalance(found: Samples) -> tuple[float, float]:
     )
 
 
+def test_the_sums_are_whole_before_anything_has_come() -> None:
+    """A part that is absent would leave a query of the sum without an answer."""
+    found = scrape(make())
+    assert found["readings_pending"] == {(): 0.0}
+
+
 # --- Names and values ---
 
 
