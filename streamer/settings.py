@@ -229,7 +229,7 @@ class Mqtt(_Table):
     reconnect_min_seconds: float = _set(
         1.0, "First pause before another attempt; it doubles and is jittered.", lower=0.1, upper=3600, unit="s"
     )
-    reconnect_max_seconds: float = _set(60.0, "Longest pause between two attempts.", lower=0.1, upper=3600, unit="s")
+    reconnect_max_seconds: float = _set(30.0, "Longest pause between two attempts.", lower=0.1, upper=3600, unit="s")
     max_packet_bytes: int = _set(
         1_048_576,
         "Largest packet that the broker may send; MQTT 5 brokers drop larger ones, those of others are rejected.",

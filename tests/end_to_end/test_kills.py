@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter
@@ -11,27 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from paho.mqtt.client import Client, MQTTMessageInfo
 
-from streamer import snapshot
-from streamer.app import REDELIVERY_ARRAYS
-from streamer.disk import DiskFiles
-from streamer.journal import read
-from streamer.records import Group
-from streamer.recovery import replay
-from streamer.redelivery import Redelivery
-from streamer.registry import Registry
-from streamer.settings import Settings
-from streamer.shard import State
-from streamer.wiring import decoder_from, load_weights, shard_from
 from tests.conftest import StartBroker
-from tests.end_to_end.daemon import SECONDS, START, STREAMER, Daemon, client, running
+from tests.end_to_end.daemon import SECONDS, STREAMER, Daemon, client, running
+from tests.end_to_end.ledger import KEEPS_ALL, Ledger
 from tests.end_to_end.strace import kill_in_delay, killed_in, traced
 from tests.servers import Broker
-from tests.test_shard import same
 from tests.waiting import wait_until
 
-KEEPS_ALL = ["max_queued_messages 0", "max_inflight_messages 0"]
 SEGMENT_BYTES = 20_000  # 16 MiB would take half a million readings each
 SMALL_SEGMENTS = (
     STREAMER[0],
@@ -110,63 +96,6 @@ PLACES = [
     Place("messages: read", "recvfrom", "recvfrom", (6, 30)),
 ]  # fmt: skip
 ANY_MOMENT = "any moment"
-
-
-# --- What was published, and what became of it ---
-
-
-class Ledger:
-    """Numbers the messages, and keeps a twin of the daemon that is never killed: it reads on in the same journal."""
-
-    def __init__(self, peer: Client, state: Path) -> None:
-        settings = Settings()
-        limits, decoder = settings.limits, decoder_from(settings)
-        registry = Registry(limits.max_series, limits.new_series_per_minute, limits.new_series_burst, decoder.device)
-        self.twin = shard_from(settings, load_weights(settings), registry)
-        self.values: list[int] = []
-        """what the journal has, in its order"""
-        self.sent = 0
-        self._peer = peer
-        self._state = state
-        self._position = 0
-        self._waiting: list[MQTTMessageInfo] = []
-
-    def publish(self, count: int) -> list[MQTTMessageInfo]:
-        """The next so many numbers; a number is time and value of its reading."""
-        new = []
-        for number in range(self.sent, self.sent + count):
-            payload = json.dumps({"time": START + number, "value": number})
-            new.append(self._peer.publish(f"plant/{number % 20}", payload, qos=1))
-        self.sent += count
-        self._waiting += new
-        return new
-
-    def wait_published(self) -> None:
-        """The broker has all."""
-        for each in self._waiting:
-            each.wait_for_publish(SECONDS)
-        self._waiting.clear()
-
-    def read_on(self) -> None:
-        """What the journal has got since; while no daemon runs."""
-        if not (self._state / "journal").exists():
-            return
-        records = list(read(DiskFiles(self._state / "journal"), self._position))
-        recovered = replay(records, self._position, self.twin, Redelivery())
-        assert recovered.damage is None
-        self._position = recovered.end
-        groups = [record for _, record in records if isinstance(record, Group)]
-        self.values += [int(value) for group in groups for value in group.batch.value]
-
-    def check(self) -> None:
-        """After a proper end: each number once in the journal, and the state is the twin's, bit for bit."""
-        self.read_on()
-        assert sorted(self.values) == list(range(self.sent))
-        found = snapshot.read_newest(self._state).snapshot
-        assert found is not None
-        assert found.position == self._position
-        arrays = {name: array for name, array in found.arrays.items() if name not in REDELIVERY_ARRAYS}
-        same(State(arrays, found.meta), self.twin.export())
 
 
 # --- The kills ---
