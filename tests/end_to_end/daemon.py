@@ -27,6 +27,16 @@ SECONDS = 20.0
 STREAMER = (sys.executable, "-m", "streamer")
 
 
+def with_segments_of(size_bytes: int) -> tuple[str, ...]:
+    """A `streamer` whose journal begins a new segment so soon, which is no setting."""
+    code = (
+        "import streamer.__main__, streamer.journal; "
+        f"streamer.journal.Journal.__init__.__kwdefaults__['segment_bytes'] = {size_bytes}; "
+        "raise SystemExit(streamer.__main__.main())"
+    )
+    return (sys.executable, "-c", code)
+
+
 class Daemon:
     """`streamer run`; what it says goes to `folder/log`, its state to `folder/state`."""
 

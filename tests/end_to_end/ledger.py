@@ -26,6 +26,12 @@ from tests.test_shard import same
 KEEPS_ALL = ["max_queued_messages 0", "max_inflight_messages 0"]
 
 
+def new_snapshot(state: Path) -> Path:
+    """The next number, also behind one that a kill has left unfinished."""
+    numbers = [int(path.name.split("-")[1].split(".")[0]) for path in state.glob("snapshot-*")]
+    return state / f"snapshot-{max(numbers, default=0) + 1:012d}.snap.part"
+
+
 class Ledger:
     """Numbers the messages, and keeps a twin of the daemon that is never killed: it reads on in the same journal."""
 

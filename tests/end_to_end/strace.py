@@ -6,10 +6,15 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.servers import program
+from tests.waiting import wait_until
+
+SECONDS = 20.0
+RENAME, REMOVE = "?rename,?renameat,renameat2", "?unlink,unlinkat"  # those of them that this machine has
 
 
 def traced(
@@ -18,11 +23,34 @@ def traced(
     """The command `launch` under strace, which does `injection` to `calls` on `paths`, or on whatever.
 
     strace is a process beside the daemon (-D), so that the daemon's process is the one that was started. What it sees
-    goes to `log`. Calls that this machine does not have are written with a question mark, as `?unlink,unlinkat`.
+    goes to `log`.
     """
     only = [part for path in paths for part in ("-P", str(path))]
     what = ["-e", f"trace={calls}", "-e", f"inject={calls}:{injection}"]
     return (program("strace"), "-D", "-f", "-y", "-qq", "-o", str(log), *only, *what, *launch)
+
+
+@contextmanager
+def failing(process: subprocess.Popen[bytes], calls: str, injection: str, paths: Sequence[Path] = ()) -> Iterator[None]:
+    """A process that runs already, with `injection` into `calls` on `paths`, or on whatever, as long as it lasts."""
+    only = [part for path in paths for part in ("-P", str(path))]
+    what = ["-e", f"trace={calls}", "-e", f"inject={calls}:{injection}"]
+    attach = [program("strace"), "-f", "-qq", "-o", "/dev/null", *only, *what, "-p", str(process.pid)]
+    with subprocess.Popen(attach) as tracing:
+        try:
+            wait_until(lambda: _is_held(process.pid), SECONDS, "strace")
+            yield
+        finally:
+            tracing.terminate()  # it lets the process go
+
+
+def _is_held(pid: int) -> bool:
+    """By a tracer, all threads."""
+    try:
+        threads = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:  # one has ended meanwhile
+        return False
+    return not any("TracerPid:\t0\n" in thread for thread in threads)
 
 
 def killed_in(log: Path) -> str:

@@ -12,20 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import StartBroker
-from tests.end_to_end.daemon import SECONDS, STREAMER, Daemon, client, running
-from tests.end_to_end.ledger import KEEPS_ALL, Ledger
-from tests.end_to_end.strace import kill_in_delay, killed_in, traced
+from tests.end_to_end.daemon import SECONDS, Daemon, client, running, with_segments_of
+from tests.end_to_end.ledger import KEEPS_ALL, Ledger, new_snapshot
+from tests.end_to_end.strace import REMOVE, RENAME, kill_in_delay, killed_in, traced
 from tests.servers import Broker
 from tests.waiting import wait_until
 
 SEGMENT_BYTES = 20_000  # 16 MiB would take half a million readings each
-SMALL_SEGMENTS = (
-    STREAMER[0],
-    "-c",
-    "import streamer.__main__, streamer.journal; "
-    f"streamer.journal.Journal.__init__.__kwdefaults__['segment_bytes'] = {SEGMENT_BYTES}; "
-    "raise SystemExit(streamer.__main__.main())",
-)
+SMALL_SEGMENTS = with_segments_of(SEGMENT_BYTES)
 
 
 # --- Where it ends ---
@@ -60,13 +54,6 @@ def snapshots(state: Path) -> list[Path]:
     return sorted(state.glob("*.snap"))
 
 
-def new_snapshot(state: Path) -> Path:
-    """The next number, also behind one that a kill has left unfinished."""
-    numbers = [int(path.name.split("-")[1].split(".")[0]) for path in state.glob("snapshot-*")]
-    return state / f"snapshot-{max(numbers, default=0) + 1:012d}.snap.part"
-
-
-RENAME, REMOVE = "?rename,?renameat,renameat2", "?unlink,unlinkat"
 SOON, DELETING = ("state.snapshot_seconds=1",), ("state.snapshot_seconds=1", "journal.keep_hours=0")
 PLACES = [
     Place("journal: write", "pwrite64", r"\.log>, ", (10, 40)),
@@ -102,7 +89,7 @@ ANY_MOMENT = "any moment"
 
 
 def kill_there(place: Place, nth: int, broker: Broker, folder: Path, ledger: Ledger) -> bool:
-    """Runs a daemon into the place, while messages come; whether it has ended there."""
+    """Runs a daemon into the place, while messages come; whether it has ended there, and not in a like call before."""
     log, state = folder / "trace", folder / "state"
     log.write_text("")
     what = "delay_exit=60000000" if place.is_after else "signal=KILL"

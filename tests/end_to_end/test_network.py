@@ -1,133 +1,34 @@
-"""The real daemon behind a network that fails and a broker that dies: back in time, nothing lost, nothing doubled.
-
-What was said on the wire is looked at too: each acknowledgement is for a message of its own connection, and for one
-that the journal has.
-"""
+"""The real daemon behind a network that fails and a broker that dies: back in time, nothing lost, nothing doubled."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import StartBroker
-from tests.end_to_end.daemon import SECONDS, Daemon, client, running
-from tests.end_to_end.ledger import KEEPS_ALL, Ledger
-from tests.proxy import Conversation, Proxy
-from tests.servers import Broker
+from tests.end_to_end.daemon import SECONDS
+from tests.end_to_end.ledger import KEEPS_ALL
+from tests.end_to_end.scene import delivered, scene
+from tests.proxy import Proxy
 from tests.waiting import wait_until
 
-BACK_SECONDS = 35.0  # the promise
+SLOW_COMMITS = "journal.commit_ms=500"  # so that acknowledgements are owed when a connection ends
 KEEP_ALIVE_SECONDS = {"quick": 5, "as shipped": 30}
 SETTINGS = {
     "quick": (
+        SLOW_COMMITS,
         "mqtt.keep_alive_seconds=5",
         "mqtt.connect_timeout_seconds=1",
         "mqtt.reconnect_min_seconds=0.1",
         "mqtt.reconnect_max_seconds=1",
     ),
-    "as shipped": (),
+    "as shipped": (SLOW_COMMITS,),
 }
 PACES = ["quick", pytest.param("as shipped", marks=[pytest.mark.long, pytest.mark.timeout(600)])]
-SLOW_COMMITS = "journal.commit_ms=500"  # so that acknowledgements are owed when a connection ends
-
-
-# --- The wire ---
-
-
-def packets(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """First byte and body of each packet that is whole (MQTT 5, section 2.1)."""
-    at = 0
-    while at < len(stream):
-        first, size, shift = stream[at], 0, 0
-        at += 1
-        while at < len(stream):
-            digit = stream[at]
-            size |= (digit & 127) << shift
-            at, shift = at + 1, shift + 7
-            if not digit & 128:
-                break
-        if at + size > len(stream):
-            return
-        yield first, stream[at : at + size]
-        at += size
-
-
-def deliveries(conversation: Conversation) -> Iterator[tuple[int, int]]:
-    """Packet identifier and number of each message of QoS 1 that the broker has sent."""
-    for first, body in packets(bytes(conversation.answered)):
-        if first & 0xF6 == 0x32:
-            at = 2 + int.from_bytes(body[:2], "big")
-            properties = body[at + 2]
-            yield int.from_bytes(body[at : at + 2], "big"), json.loads(body[at + 3 + properties :])["value"]
-
-
-def delivered(proxy: Proxy) -> set[int]:
-    return {number for conversation in proxy.conversations for _, number in deliveries(conversation)}
-
-
-def check_acknowledgements(proxy: Proxy, ledger: Ledger) -> None:
-    """None is late or for nothing, and none is for a message that is not safe."""
-    safe = set(ledger.values)
-    for conversation in proxy.conversations:
-        sent = list(deliveries(conversation))
-        acknowledged = Counter(
-            int.from_bytes(body[:2], "big") for first, body in packets(bytes(conversation.asked)) if first == 0x40
-        )
-        assert acknowledged <= Counter(mid for mid, _ in sent)
-        assert {number for mid, number in sent if acknowledged[mid]} <= safe
-
-
-# --- The daemon behind it ---
-
-
-@dataclass(frozen=True)
-class Scene:
-    broker: Broker
-    proxy: Proxy
-    daemon: Daemon
-    ledger: Ledger
-
-    def wait_delivered(self, count: int) -> None:
-        wait_until(lambda: len(delivered(self.proxy)) >= count, SECONDS, f"{count} messages delivered")
-
-    def is_taken(self, messages: int) -> bool:
-        """So many messages are decoded, and nothing waits; both sums are right at this scrape."""
-        numbers = self.daemon.numbers()
-        waits = numbers["messages_queued", ""] + numbers["readings_pending", ""]
-        return numbers["messages_decoded_total", ""] == messages and not waits
-
-    def wait_taken(self, healed_at: float, lost_by_broker: Collection[int] = ()) -> float:
-        """All messages that the broker has not lost; gives after how many seconds from a moment on."""
-        left = self.ledger.sent - len(lost_by_broker)
-        wait_until(lambda: self.is_taken(left), healed_at + BACK_SECONDS - time.monotonic(), "all messages")
-        return time.monotonic() - healed_at
-
-    def end(self, lost_by_broker: Collection[int] = ()) -> None:
-        """What the journal, the state and the wire say."""
-        self.daemon.numbers()
-        assert self.daemon.stop() == 0
-        self.ledger.check(lost_by_broker)
-        check_acknowledgements(self.proxy, self.ledger)
-
-
-@contextmanager
-def scene(broker: Broker, folder: Path, pace: str = "quick") -> Iterator[Scene]:
-    """A daemon that is ready."""
-    with (
-        Proxy(broker.port) as proxy,
-        client(broker) as peer,
-        running(proxy.port, folder, SLOW_COMMITS, *SETTINGS[pace]) as daemon,
-    ):
-        daemon.wait_ready()
-        yield Scene(broker, proxy, daemon, Ledger(peer, folder / "state"))
 
 
 def report(pace: str, fault: str, **seconds: float) -> None:
@@ -152,7 +53,7 @@ def wait_for(seconds: float) -> None:
 def test_a_half_open_connection(mosquitto: StartBroker, tmp_path: Path, pace: str) -> None:
     """Noticed within two keep-alives, and all is taken in time after it heals."""
     keep_alive = KEEP_ALIVE_SECONDS[pace]
-    with scene(mosquitto(lines=KEEPS_ALL), tmp_path, pace) as on:
+    with scene(mosquitto(lines=KEEPS_ALL), tmp_path, *SETTINGS[pace]) as on:
         on.ledger.publish(300)
         on.wait_delivered(50)
         on.proxy.blackhole()
@@ -171,7 +72,7 @@ def test_a_half_open_connection(mosquitto: StartBroker, tmp_path: Path, pace: st
 @pytest.mark.parametrize("pace", PACES)
 def test_a_broker_that_is_restarted(mosquitto: StartBroker, tmp_path: Path, pace: str) -> None:
     """However long it was away, and with all that it kept."""
-    with scene(mosquitto(lines=KEEPS_ALL), tmp_path, pace) as on:
+    with scene(mosquitto(lines=KEEPS_ALL), tmp_path, *SETTINGS[pace]) as on:
         on.proxy.throttle(20_000)
         on.ledger.publish(1000)
         on.wait_delivered(50)
@@ -189,7 +90,7 @@ def test_a_broker_that_is_restarted(mosquitto: StartBroker, tmp_path: Path, pace
 
 def test_a_broker_that_is_killed_and_has_lost_the_session(mosquitto: StartBroker, tmp_path: Path) -> None:
     """What it lost is lost; identifiers begin anew, and no acknowledgement of the old ones is sent."""
-    with scene(mosquitto(lines=KEEPS_ALL), tmp_path) as on:
+    with scene(mosquitto(lines=KEEPS_ALL), tmp_path, *SETTINGS["quick"]) as on:
         on.proxy.throttle(20_000)
         on.ledger.publish(1000)
         on.wait_delivered(50)
@@ -211,7 +112,7 @@ def test_a_broker_that_is_killed_and_has_lost_the_session(mosquitto: StartBroker
 
 def test_connections_that_are_reset(mosquitto: StartBroker, tmp_path: Path) -> None:
     """Again and again, each time with acknowledgements owed: those are not sent on the next connection."""
-    with scene(mosquitto(lines=KEEPS_ALL), tmp_path) as on:
+    with scene(mosquitto(lines=KEEPS_ALL), tmp_path, *SETTINGS["quick"]) as on:
         for _ in range(5):
             on.ledger.publish(200)
             on.wait_delivered(on.ledger.sent - 100)
@@ -236,7 +137,7 @@ def throttle(proxy: Proxy) -> None:
 @pytest.mark.parametrize("fault", [slices, throttle])
 def test_a_network_that_is_slow(mosquitto: StartBroker, tmp_path: Path, fault: Callable[[Proxy], None]) -> None:
     """Slow is not broken: the connection stays, and all comes through it."""
-    with scene(mosquitto(lines=KEEPS_ALL), tmp_path) as on:
+    with scene(mosquitto(lines=KEEPS_ALL), tmp_path, *SETTINGS["quick"]) as on:
         fault(on.proxy)
         on.ledger.publish(500)
         report("quick", fault.__name__, back=on.wait_taken(time.monotonic()))
