@@ -162,7 +162,15 @@ class Cadence:
 
     def quiet_seconds(self, count: int, now: float) -> NDArray[np.float64]:
         """How long each of the first `count` series has kept quiet while the daemon listened."""
-        return now - np.maximum(self.rows[:count, _Column.ARRIVAL], self.listening_since)
+        return np.minimum(self.absent_seconds(count, now), now - self.listening_since)
+
+    def absent_seconds(self, count: int, now: float) -> NDArray[np.float64]:
+        """How long ago each of the first `count` series reported last.
+
+        Where that lies in the future, since the wall clock was set back, the time since then counts.
+        """
+        arrival = self.rows[:count, _Column.ARRIVAL]
+        return now - np.where(arrival > now + STEP_SECONDS, self.listening_since, arrival)
 
     def usual_seconds(self, slot: int) -> float:
         """The mean interval of one series."""

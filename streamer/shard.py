@@ -200,7 +200,7 @@ class Shard:
         count = self.registry.rows
         allowed = self.cadence.allowed_seconds(count, now)
         allowed = np.where(np.isfinite(allowed), np.maximum(allowed, stale_seconds), stale_seconds)
-        fresh = now - self.cadence.arrival(count) <= allowed
+        fresh = self.cadence.absent_seconds(count, now) <= allowed
         return np.flatnonzero(fresh & (self.registry.devices >= 0)).astype(np.int32)
 
     def make_room(self, rows: int) -> None:

@@ -262,3 +262,17 @@ def test_a_wall_clock_that_is_set_back_makes_no_interval_and_no_silence() -> Non
     assert series.cadence.usual_seconds(0) == pytest.approx(usual)
     series.every(60.0, 1)
     assert series.cadence.usual_seconds(0) == pytest.approx(usual)
+
+
+@pytest.mark.parametrize("back_seconds", [3600.0, DAY, 365 * DAY])
+def test_a_series_that_stops_as_the_clock_is_set_back_is_missed_as_soon_as_any(back_seconds: float) -> None:
+    """Its last arrival lies in the future; silence is counted from the moment at which the clock was set."""
+    series = Series()
+    series.every(60.0, 50)
+    series.now -= back_seconds
+    series.cadence.listening_since = series.now
+    series.now += 4 * 60
+    assert not series.is_overdue
+    series.now += 2 * 60
+    assert series.is_overdue
+    assert float(series.cadence.absent_seconds(1, series.now)[0]) == 6 * 60

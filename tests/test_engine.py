@@ -682,6 +682,19 @@ def test_a_sensor_that_reports_with_a_bad_clock_is_not_silent(ahead_seconds: int
     assert [event["kind"] for event in bench.events()] == ["silent"]
 
 
+@pytest.mark.parametrize("payload", ["20", '{"time": %r, "value": 20}'], ids=["time of arrival", "time in the payload"])
+def test_a_time_beyond_the_limit_is_rejected_and_counted(payload: str) -> None:
+    """300 s ahead is believed, a moment more is not; by arrival that is a clock that was set back meanwhile."""
+    bench = Bench(max_series=4)
+    for ahead_seconds, rejected in ((300.0, 0), (300.1, 1), (86_400.0, 2)):
+        at = bench.clock.now() + ahead_seconds
+        message = bench.say("oven", payload % at if "%" in payload else payload)._replace(arrival=at)
+        bench.turn(message)
+        assert bench.numbers()["readings_rejected_total", "future"] == rejected
+        assert bench.acknowledged[-1] is message
+    assert bench.numbers()["readings_unscored_total", "warming"] == 1
+
+
 # --- Alarms over the end of a run, and of a connection ---
 
 

@@ -73,7 +73,7 @@ PLACES = [
         "segment: deleted, before fsync of the directory",
         REMOVE, r"\.log", paths=lambda state: segments(state)[:1], settings=DELETING, is_after=True,
     ),
-    Place("snapshot: write", "write", r"\.snap\.part", (1, 30), lambda state: [new_snapshot(state)], SOON),
+    Place("snapshot: write", "write", r"\.snap\.part", (1, 20), lambda state: [new_snapshot(state)], SOON),
     Place("snapshot: fsync", "fsync", r"\.snap\.part", (1, 1), lambda state: [new_snapshot(state)], SOON),
     Place("snapshot: rename", RENAME, r"\.snap\.part", (1, 1), lambda state: [new_snapshot(state)], SOON),
     Place("snapshot: fsync of the directory", "fsync", "/state>", (2, 2), lambda s: [s, new_snapshot(s)], SOON),
