@@ -263,7 +263,8 @@ class Journal:
             is_old = self._now() - following.created > keep_seconds
             if following.first > position or not (is_old or total > keep_bytes):
                 break
-            self._files.remove(_log(oldest.first))
+            with contextlib.suppress(FileNotFoundError):  # gone already, only that was not made to last
+                self._files.remove(_log(oldest.first))
             self._files.sync_names()  # each by itself: a crash must not leave a hole between those that stay
             del self._segments[0]
             total -= oldest.size_bytes

@@ -585,6 +585,20 @@ def test_segments_go_when_they_are_old_or_take_too_much_and_no_record_is_needed(
     assert read_all(files, 5) == [bits(Swept(5.0)), bits(Swept(6.0))]
 
 
+def test_a_removal_that_could_not_be_synced_does_not_end_retention() -> None:
+    """The file is gone already when the next look comes to it, which then finds nothing to remove."""
+    files = CrashFiles()
+    one = opened(files, 1)
+    for n in range(4):
+        one.append(Swept(float(n)))
+        one.sync()
+    files.failing_syncs = {files.syncs + 1}
+    with pytest.raises(OSError, match="Input/output"):
+        one.drop_below(3, keep_seconds=0.0, keep_bytes=0)
+    assert one.drop_below(3, keep_seconds=0.0, keep_bytes=0) == 3
+    assert read_all(files, 3) == [bits(Swept(3.0))]
+
+
 def test_a_segment_that_was_replaced_is_still_one() -> None:
     """The fresh one has its name; retention must not take the two for one behind the other."""
     files = CrashFiles()
