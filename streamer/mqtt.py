@@ -533,7 +533,7 @@ class MqttLink:
         self._counters.reconnects += self._was_ever_accepted
         self._was_ever_accepted = True
         self._accepted_at = self._clock.monotonic()
-        self._clients[VERSIONS[self._protocol]].ask_sooner(IDLE_SECONDS)
+        self._clients[VERSIONS[self._protocol]].ask_sooner(2 * IDLE_SECONDS)
         self._most_in_flight = min(MOST_IN_FLIGHT, _number(properties, "ReceiveMaximum", MOST_IN_FLIGHT))
         self._best_qos = _number(properties, "MaximumQoS", 2)
         self._may_retain = _number(properties, "RetainAvailable", 1) == 1
@@ -734,9 +734,10 @@ class PahoClient(Client):
         return self.socket() is not None
 
     def ask_sooner(self, seconds: float) -> None:
-        """Once connected: so much sooner than the keep-alive that was agreed, since nobody looks more often.
+        """Once connected: so much sooner than the keep-alive that was agreed.
 
-        Unanswered for as long again the connection is given up: a half-open one within two keep-alives.
+        Unanswered for as long again the connection is given up: a half-open one within two keep-alives, although
+        nobody looks more often than once in IDLE_SECONDS.
         """
         if self._keepalive:
             self._keepalive = max(self._keepalive - math.ceil(seconds), 1)

@@ -94,6 +94,9 @@ class Scene:
         waits = numbers["messages_queued", ""] + numbers["readings_pending", ""]
         return numbers["messages_decoded_total", ""] == messages and not waits
 
+    def has_reconnected(self, times: int) -> bool:
+        return self.daemon.numbers()["mqtt_reconnects_total", ""] >= times
+
     def wait_taken(self, healed_at: float, lost_by_broker: Collection[int] = ()) -> float:
         """All messages that the broker has not lost; gives after how many seconds from a moment on."""
         left = self.ledger.sent - len(lost_by_broker)
