@@ -200,6 +200,7 @@ class MqttLink:
         self._may_retain = True
         self._subscribe_again_at: float | None = None
         self._protocol = ""
+        self._spoken: MQTTProtocolVersion | None = None
         self._was_ever_accepted = False
         self._has_said_offline = False
 
@@ -323,11 +324,14 @@ class MqttLink:
         return 0.0 if self._accepted_at is None else self._clock.monotonic() - self._accepted_at
 
     def _connect_in_any_version(self) -> Ending:
-        """Hold a connection until it ends. A broker that may not know MQTT 5 is asked for 3.1.1 at once."""
+        """Hold a connection until it ends. A broker that may not know MQTT 5 is asked for 3.1.1 at once.
+
+        One that has spoken a version in this run is not taken to have forgotten it, unless it says so.
+        """
         ending = Ending("not tried")
         for version in self._versions:
             ending = self._hold_connection(version)
-            if ending.fate is not Fate.VERSION or self._is_leaving():
+            if ending.fate is not Fate.VERSION or version == self._spoken or self._is_leaving():
                 break
             self._sparing.event(
                 logging.INFO, "this version of MQTT brings no connection", protocol=self._protocol, reason=ending.detail
@@ -529,7 +533,9 @@ class MqttLink:
     ) -> None:
         if reason.is_failure:
             self._ending = endings.refused(reason.value, _in_words(reason, properties), self._protocol, self._client_id)
+            self._spoken = None
             return
+        self._spoken = VERSIONS[self._protocol]
         self._counters.reconnects += self._was_ever_accepted
         self._was_ever_accepted = True
         self._accepted_at = self._clock.monotonic()

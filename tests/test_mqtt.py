@@ -452,6 +452,22 @@ def test_a_broker_that_is_silent_to_mqtt_5_is_spoken_to_in_mqtt_3(link: StartLin
         assert linked.wait_subscribed().protocol == "3.1.1"
 
 
+def test_a_broker_that_has_spoken_mqtt_5_is_not_spoken_to_in_mqtt_3_when_it_hangs(
+    mosquitto: StartBroker, link: StartLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its silence says nothing of the version, and the limits that only MQTT 5 knows must hold when it is back."""
+    server = mosquitto()
+    with Proxy(server.port) as proxy, caplog.at_level("INFO"):
+        linked = link(proxy.port, connect_timeout_seconds=0.1, reconnect_max_seconds=0.02)
+        generation = linked.wait_subscribed().generation
+        proxy.blackhole()
+        proxy.cut()
+        linked.wait_for(lambda status: status.generation >= generation + 4, "attempts in vain")
+        proxy.heal()
+        assert linked.wait_subscribed(generation).protocol == "5"
+    assert "this version of MQTT brings no connection" not in caplog.text
+
+
 def test_a_version_that_was_asked_for_is_not_left(link: StartLink) -> None:
     """An operator who wants MQTT 5 gets it or an error."""
 
