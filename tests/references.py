@@ -71,7 +71,7 @@ Data goes to standard output, log and complaints to standard error.
 | Exit status | Meaning |
 |---|---|
 | 0 | done |
-| 1 | the answer is no: unhealthy, unreadable, damaged, no fault caught, a broker that loses data; or nobody reads the output |
+| 1 | the answer is no: unhealthy, unreadable, damaged, no fault caught, a lossy broker; or nobody reads the output |
 | 2 | usage, settings, or something that they name cannot be used |
 | 3 | `streamer doctor` has found no broker, or was refused by it |
 | 130 | interrupted |

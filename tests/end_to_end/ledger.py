@@ -10,11 +10,10 @@ from pathlib import Path
 from paho.mqtt.client import Client, MQTTMessageInfo
 
 from streamer import snapshot
-from streamer.app import REDELIVERY_ARRAYS
 from streamer.disk import DiskFiles
 from streamer.journal import read
 from streamer.records import Group
-from streamer.recovery import replay
+from streamer.recovery import DIGEST, MID, replay
 from streamer.redelivery import Redelivery
 from streamer.registry import Registry
 from streamer.settings import Settings
@@ -84,5 +83,5 @@ class Ledger:
         found = snapshot.read_newest(self._state).snapshot
         assert found is not None
         assert found.position == self._position
-        arrays = {name: array for name, array in found.arrays.items() if name not in REDELIVERY_ARRAYS}
+        arrays = {name: array for name, array in found.arrays.items() if name not in (MID, DIGEST)}
         same(State(arrays, found.meta), self.twin.export())
