@@ -10,7 +10,9 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +33,7 @@ from streamer.records import Group, Heard, Swept
 from streamer.recovery import slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
-from streamer.safekeeping import RETRY_SECONDS, Safekeeping
+from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
 from streamer.shard import Outcome, Shard
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,8 @@ class Engine:
         save: Callable[[Shard], None] = lambda _: None,
         remember: Callable[[list[Alarm]], None] = lambda _: None,
         commit_seconds: float = 0.01,
+        begin: Begin = at_once,
+        patience_seconds: float = PATIENCE_SECONDS,
         max_pending_bytes: int = MAX_PENDING_BYTES,
         snapshot_seconds: float = 300.0,
         max_future_seconds: float = 300.0,
@@ -99,7 +103,8 @@ class Engine:
         """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not.
 
         `session` gives the number of the connection that began the broker's session. `save` takes a shard that stands
-        at the end of the journal.
+        at the end of the journal. `begin` calls what may have to wait for the disk, one after the other, and so does
+        not keep the engine waiting for longer than `patience_seconds`.
         """
         self._instance = instance
         self._shard = shard
@@ -108,7 +113,10 @@ class Engine:
         self._metrics = metrics
         self._clock = clock
         self._publish = publish
-        self._safekeeping = Safekeeping(shard, journal, redelivery or Redelivery(), acknowledge, max_pending_bytes)
+        self._safekeeping = Safekeeping(
+            shard, journal, redelivery or Redelivery(), acknowledge, max_pending_bytes, begin, patience_seconds
+        )
+        self._begin = begin
         self._commit_seconds = commit_seconds if journal is not None else 0.0
         self._committed_at = -np.inf
         self._has_left = False
@@ -132,6 +140,7 @@ class Engine:
         self._has_settled = False
         self._touched: set[int] = set()
         self._remembered: list[Alarm] = []
+        self._remembering: Future[object] | None = None
         self._lost: list[Change] = []
         self._untold: list[Change] = []
         self._swept_at = -np.inf
@@ -202,7 +211,11 @@ class Engine:
 
     def journal_trouble(self) -> str | None:
         """Why nothing is acknowledged, None while all is well."""
-        return self._safekeeping.trouble
+        return self._safekeeping.trouble(self._clock.monotonic())
+
+    def pending_bytes(self) -> int:
+        """What waits in memory for the disk, unacknowledged."""
+        return self._safekeeping.pending_bytes
 
     def trouble(self) -> str | None:
         """Why scoring stands still, None while it does not."""
@@ -228,6 +241,8 @@ class Engine:
             self._safekeeping.commit([], np.inf)
             self._remember_told()
             self._save_if_whole()
+            if self._remembering is not None:
+                wait([self._remembering], PATIENCE_SECONDS)
             self._safekeeping.close()
         except BaseException as error:
             self._failure = error
@@ -257,6 +272,8 @@ class Engine:
     def _is_to_leave(self) -> bool:
         if self._leave_by is None:
             return False
+        if self._safekeeping.is_full:  # nothing more would be taken
+            return True
         return self._inbox.queued() == 0 or self._clock.monotonic() >= self._leave_by
 
     def turn(self, messages: list[Message]) -> None:
@@ -267,7 +284,7 @@ class Engine:
         if messages:
             self._tell_past()  # a session's backlog comes ahead of SUBACK: "opened" before what closes it
             self._settle(messages, started)
-        elif not self._safekeeping.is_safe or self._safekeeping.trouble is not None:
+        elif not self._safekeeping.is_safe or self._safekeeping.is_refused:
             self._commit([], started)
         if started - self._swept_at >= SWEEP_SECONDS:
             self._sweep(started)
@@ -317,7 +334,7 @@ class Engine:
         """Append, fdatasync, PUBACK: only what is safe is acknowledged."""
         self._safekeeping.commit(messages, started)
         self._committed_at = self._clock.monotonic()
-        trouble = self._safekeeping.trouble
+        trouble = self.journal_trouble()
         if trouble is not None:
             self._sparing.event(logging.ERROR, "nothing is acknowledged", per="journal", reason=trouble)
 
@@ -449,8 +466,11 @@ class Engine:
     def _remember_told(self) -> None:
         """Not while `_tell_past` is owed: until then the file must say what the last run has told."""
         self.alarms = self._shard.open_alarms()  # also those that a restored state has brought
-        if not (self._untold or self._lost) and self.alarms != self._remembered:
-            self._remember(self.alarms)
+        if self._remembering is not None and self._remembering.done():
+            self._remembering.result()  # a bug is not swallowed
+            self._remembering = None
+        if self._remembering is None and not (self._untold or self._lost) and self.alarms != self._remembered:
+            self._remembering = self._begin(partial(self._remember, self.alarms))
             self._remembered = self.alarms
 
     def _take_mail(self) -> None:

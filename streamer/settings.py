@@ -348,6 +348,13 @@ class Limits(_Table):
         upper=17_179_869_184,
         unit="bytes",
     )
+    pending_bytes: int = _set(
+        67_108_864,
+        "How much may wait for a disk that refuses or hangs; then nothing more is taken, and the inbox fills.",
+        lower=65_536,
+        upper=17_179_869_184,
+        unit="bytes",
+    )
 
 
 class Clock(_Table):

@@ -17,6 +17,7 @@ from streamer.records import Group
 from tests.conftest import StartBroker
 from tests.end_to_end.daemon import SECONDS, START, client, message, running, send
 from tests.end_to_end.test_failures import learned
+from tests.servers import program
 from tests.waiting import wait_until
 
 KEEPS_ALL = ["max_queued_messages 0", "max_inflight_messages 0"]
@@ -76,6 +77,44 @@ def test_what_both_snapshots_have_lost_the_journal_still_has(mosquitto: StartBro
             assert daemon.numbers()["state_restored", ""] == 1
             assert daemon.stop() == 0
     assert learned(tmp_path / "state") == 60
+
+
+@pytest.mark.server("strace")
+def test_a_disk_that_hangs_stops_acknowledgements_not_scoring_and_heals(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """fdatasync takes minutes: not ready, and it says why; the broker has all of it until the disk answers."""
+    broker, tracer = mosquitto(lines=KEEPS_ALL), program("strace")
+    with client(broker) as peer, running(broker.port, tmp_path) as daemon:
+        daemon.wait_ready()
+        send(peer, "plant/oven", message(0, 20.0))
+        daemon.wait_settled(1)
+        slow = [tracer, "-qq", "-f", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=300000000"]
+        with subprocess.Popen([*slow, "-p", str(daemon.process.pid)], stderr=subprocess.DEVNULL) as tracing:
+            wait_until(lambda: is_traced(daemon.process.pid), SECONDS, "strace")
+            for k in range(1, 300):
+                send(peer, "plant/oven", message(k, 20.0))
+            daemon.wait_settled(300)
+            wait_until(lambda: daemon.get("/-/ready")[0] == 503, SECONDS, "not ready")
+            assert "the disk has not answered for" in daemon.get("/-/ready")[1]
+            assert daemon.get("/-/healthy")[0] == 200
+            numbers = daemon.numbers()
+            assert (numbers["journal_failing", ""], numbers["readings_scored_total", ""]) == (1, 280)
+            assert numbers["journal_pending_bytes", ""] > 0
+            tracing.kill()
+        daemon.wait_ready()
+        numbers = daemon.numbers()
+        assert (numbers["journal_failing", ""], numbers["journal_pending_bytes", ""]) == (0, 0)
+        daemon.process.kill()
+    with running(broker.port, tmp_path) as daemon:
+        daemon.wait_ready()
+        assert daemon.numbers()["messages_received_total", ""] == 0
+        assert daemon.stop() == 0
+    assert learned(tmp_path / "state") == 300
+
+
+def is_traced(process: int) -> bool:
+    """All of its threads are in a tracer's hands."""
+    statuses = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/status")]
+    return all("TracerPid:\t0" not in status for status in statuses)
 
 
 @pytest.fixture
