@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +123,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """The state directory on a file system of its own."""
     place = tmp_path / "state"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=40", "tmpfs", place], capture_output=True, check=False
+    )
     if done.returncode:
         pytest.skip(f"mounting a tmpfs needs root: {done.stderr.decode().strip()}")
     yield place
@@ -155,3 +158,30 @@ def test_a_full_disk_stops_acknowledgements_not_scoring_and_heals(
         daemon.wait_ready()
         assert daemon.stop() == 0
     assert learned(small_disk) == 300
+
+
+def test_a_snapshot_that_finds_no_inode_is_told_and_heals(
+    mosquitto: StartBroker, tmp_path: Path, small_disk: Path
+) -> None:
+    """The journal has its file and goes on: all is acknowledged meanwhile, the daemon stays ready."""
+    broker = mosquitto()
+    with client(broker) as peer, running(broker.port, tmp_path, "state.snapshot_seconds=1") as daemon:
+        daemon.wait_ready()
+        send(peer, "plant/oven", message(0, 20.0))
+        wait_until(lambda: daemon.numbers()["snapshot_total", "ok"] >= 2, SECONDS, "two snapshots")
+        (small_disk / "ballast").mkdir()
+        with contextlib.suppress(OSError):  # that there is none left
+            for number in range(100):
+                (small_disk / "ballast" / str(number)).touch()
+        wait_until(lambda: daemon.numbers()["snapshot_total", "failed"] >= 1, SECONDS, "a snapshot that fails")
+        daemon.wait_log("snapshot failed reason=")
+        for k in range(1, 30):
+            send(peer, "plant/oven", message(k, 20.0))
+        daemon.wait_settled(30)
+        assert daemon.get("/-/ready")[0] == 200
+        wait_until(lambda: len(values(small_disk)) == 30, SECONDS, "all of them in the journal")
+        good = daemon.numbers()["snapshot_total", "ok"]
+        shutil.rmtree(small_disk / "ballast")
+        wait_until(lambda: daemon.numbers()["snapshot_total", "ok"] > good, SECONDS, "a snapshot again")
+        assert daemon.stop() == 0
+    assert learned(small_disk) == 30
