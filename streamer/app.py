@@ -127,6 +127,7 @@ class App:
             remember=self._remember_alarms,
             snapshot_seconds=settings.state.snapshot_seconds,
             max_future_seconds=settings.clock.max_future_seconds,
+            idle_seconds=3600.0 * limits.idle_hours,
             silent=settings.alarms.silent,
             publish_series=settings.alarms.publish_series,
         )

@@ -29,7 +29,7 @@ from streamer.log import SparingLog, event
 from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Alarm, Batch, Float64, Message, Unscored
-from streamer.records import Group, Heard, Swept
+from streamer.records import Evicted, Group, Heard, Swept
 from streamer.recovery import slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
@@ -45,6 +45,8 @@ SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series r
 STALE_SECONDS = 300.0  # a series that has not reported for so long, and longer than it may, disappears from metrics
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
 LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
+IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes room for a new one
+MOST_EVICTED = 1000  # in a sweep: some milliseconds
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
 MESSAGE_REJECTIONS = ("redelivered",)
 READING_REJECTIONS = ("future", "out_of_range", "admission_rate", "admission_full")
@@ -97,6 +99,7 @@ class Engine:
         max_pending_bytes: int = MAX_PENDING_BYTES,
         snapshot_seconds: float = 300.0,
         max_future_seconds: float = 300.0,
+        idle_seconds: float = IDLE_SECONDS,
         silent: bool = True,
         publish_series: Literal["alarm", "all", "off"] = "alarm",
     ) -> None:
@@ -128,12 +131,15 @@ class Engine:
         self._remember = remember
         self._snapshot_seconds = snapshot_seconds
         self._max_future_seconds = max_future_seconds
+        self._idle_seconds = idle_seconds
         self._silent = silent
         self._publish_series = publish_series
         self._sparing = SparingLog(log, 10.0, clock.monotonic)
 
         self._columns = Columns()
         self._refused_before = dict(shard.registry.refused)
+        self._wanting = 0
+        """readings since the last sweep whose new series found no room"""
         self._heard_by = 0
         self._taken_until = -np.inf
         """arrival of the last message that was taken"""
@@ -412,6 +418,7 @@ class Engine:
         slot[good] = registry.resolve(keys, now, admitted)
         refused = {name: n - self._refused_before[name] for name, n in registry.refused.items()}
         self._refused_before = dict(registry.refused)
+        self._wanting += refused["full"]
         for reason, n in (
             ("future", int(future.sum())),
             ("out_of_range", int(out_of_range.sum())),
@@ -461,7 +468,8 @@ class Engine:
         untold, self._untold = self._untold, []
         self._tell(untold)
         lost, self._lost = self._lost, []
-        self._tell([each._replace(alarm=replace(each.alarm, updated_at=now, closed_at=now)) for each in lost])
+        closed = [replace(each.alarm, updated_at=now, closed_at=now, reason="lost") for each in lost]
+        self._tell([each._replace(alarm=alarm) for each, alarm in zip(lost, closed, strict=True)])
 
     def _remember_told(self) -> None:
         """Not while `_tell_past` is owed: until then the file must say what the last run has told."""
@@ -494,10 +502,35 @@ class Engine:
             self._tell(changes)
             for change in changes:
                 self._metrics.add("alarms_opened_total", 1, change.alarm.kind)
+        self._make_room(started, now)
         self._publish_touched(now)
         self._renew_table(now)
         self._remember_told()
         self._show(now)
+
+    def _make_room(self, started: float, now: float) -> None:
+        """Idle series give way to new ones that were refused since the last sweep, as fast as new ones are let in."""
+        registry = self._shard.registry
+        wanting, self._wanting = min(self._wanting, int(registry.bucket[0])), 0
+        most = min(wanting + max(len(registry) - registry.max_series, 0), MOST_EVICTED) if wanting else 0
+        slots = self._shard.idle(now, self._idle_seconds, most) if most else np.empty(0, np.intp)
+        if not len(slots):
+            return
+        keys = registry.keys(slots.astype(np.int32))
+        self._safekeeping.append(Evicted(slots.tolist(), now))
+        self._commit([], started)
+        changes = self._shard.evict(slots, now)
+        self._tell(changes)
+        self._touched.difference_update(slots.tolist())
+        if self._publish_series == "all":
+            for key in keys:
+                self._send(outbox.no_series_state(self._instance, key))
+        with self._metrics.lock:
+            self._metrics.add("series_evicted_total", len(slots))
+            for change in changes:
+                if change.what == "closed":
+                    self._metrics.add("alarms_closed_total", 1, change.alarm.kind)
+        self._sparing.event(logging.INFO, "idle series forgotten for new ones", series=len(slots), first=keys[0])
 
     def _show(self, now: float) -> None:
         """The gauges."""

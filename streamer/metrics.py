@@ -87,6 +87,7 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "series_refused_total": _Family(
             "counter", "Readings of new series that were not admitted, by reason.", "reason", ("rate", "full")
         ),
+        "series_evicted_total": _Family("counter", "Idle series that were forgotten to make room for new ones."),
         "alarms_open": _Family("gauge", "Alarms that are open, by kind.", "kind", ALARM_KINDS),
         "alarms_opened_total": _Family("counter", "Alarms that were opened, by kind.", "kind", ALARM_KINDS),
         "alarms_closed_total": _Family("counter", "Alarms that were closed, by kind.", "kind", ALARM_KINDS),

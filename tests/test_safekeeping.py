@@ -9,7 +9,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -96,10 +96,11 @@ class Daemon:
         clock: ManualClock,
         saved: Snapshot | None,
         begin: Begin = at_once,
+        make: Callable[[], Shard] | None = None,
     ) -> None:
         self.files, self.broker, self.clock, self.saved = files, broker, clock, saved
         self.journal = Journal(files, clock.now, segment_bytes=3_000)
-        self.shard = new_shard()
+        self.shard = (make or new_shard)()
         self.redelivery = Redelivery()
         self.acknowledged: list[Message] = []
         self.lose_acknowledgements = False
