@@ -43,6 +43,7 @@ FIRST_BATCH, LEAST_BATCH = 256, 16
 TURN_SECONDS = 0.5  # a turn is kept about as short: a thousand readings of one series cost as much as a million of many
 SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series renewed
 STALE_SECONDS = 300.0  # a series that has not reported for so long, and longer than it may, disappears from metrics
+REST_SECONDS = 0.05  # between two looks whether a slow disk has answered
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
 LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
 IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes room for a new one
@@ -244,7 +245,7 @@ class Engine:
                 if messages:
                     share = TURN_SECONDS / max(self._clock.monotonic() - started, TURN_SECONDS / MAX_BATCH)
                     limit = min(max(int(len(messages) * share), LEAST_BATCH), MAX_BATCH)
-            self._safekeeping.commit([], np.inf)
+            self._safekeeping.commit([], np.inf, is_last=True)
             self._remember_told()
             self._save_if_whole()
             if self._remembering is not None:
@@ -260,12 +261,20 @@ class Engine:
         if self._safekeeping.is_full:
             self._leaving.wait(RETRY_SECONDS)
             return []
+        if self._owes_snapshot() and self._leave_by is None:
+            self._leaving.wait(REST_SECONDS)
+            return []
         messages = self._inbox.take(limit, SWEEP_SECONDS)
         rest_seconds = self._committed_at + self._commit_seconds - self._clock.monotonic()
         if messages and len(messages) < limit and rest_seconds > 0:
             self._inbox.gather(limit - len(messages), rest_seconds)
             messages += self._inbox.take(limit - len(messages), 0)
         return messages
+
+    def _owes_snapshot(self) -> bool:
+        """It is due, and a slow disk is always at something; if nothing more is taken, the disk comes to an end."""
+        is_due = self._clock.monotonic() - self._saved_at >= self._snapshot_seconds
+        return is_due and not self._safekeeping.is_safe and self.journal_trouble() is None
 
     def _save_if_whole(self) -> bool:
         """A snapshot must be neither ahead of the journal nor in the middle of a group."""

@@ -209,7 +209,8 @@ class Journal:
         part = name + ".part"
         handle = self._files.create(part)
         try:
-            self._files.write(handle, 0, prefix + _CHECKSUM.pack(zlib.crc32(prefix)) + content)
+            self._files.write(handle, 0, prefix + _CHECKSUM.pack(zlib.crc32(prefix)))
+            self._files.write(handle, HEADER_BYTES, content)
             self._files.sync(handle)
             self._files.rename(part, name)
             self._files.sync_names()

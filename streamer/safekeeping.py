@@ -172,17 +172,18 @@ class Safekeeping:
             devices = [registry.device_key(registry.device(slot)) for slot in admitted]
             journal.append(Admitted(admitted, keys, devices, *now[2]))
 
-    def commit(self, messages: Sequence[Message], monotonic: float) -> None:
+    def commit(self, messages: Sequence[Message], monotonic: float, *, is_last: bool = False) -> None:
         """Makes all safe and acknowledges it. A disk that refuses, or does not answer soon, is not waited for.
 
-        What it leaves behind waits for a later call, in memory; what is safe then is acknowledged, and only that.
+        What it leaves behind waits for a later call, in memory; what is safe then is acknowledged, and only that. The
+        last call is patient twice: with the write before it, and with its own.
         """
         if self._journal is None:
             return
         if messages:
             self._waiting.append(_Waiting(self._journal.end, list(messages)))
             self._waiting_messages += len(messages)
-        self._look(monotonic, 0.0)
+        self._look(monotonic, self._patience_seconds if is_last else 0.0)
         if self._writing is None and monotonic >= self._retry_at:
             self._writing, self._began_at = self._begin(self._journal.syncing()), monotonic
             self._look(monotonic, self._patience_seconds)

@@ -14,6 +14,8 @@ from streamer.settings import Settings
 from streamer.shard import Shard
 from streamer.topics import own_prefix
 
+LEAST_CACHE_BYTES, CACHE_BYTES = 16 << 20, 2700  # for the names of topics and fields; the latter a series
+
 
 def decoder_from(settings: Settings) -> Decoder:
     """The decoder of payloads that `input` describes; it never reads this instance's own output."""
@@ -28,6 +30,7 @@ def decoder_from(settings: Settings) -> Decoder:
         max_payload_bytes=given.max_payload_bytes,
         max_depth=given.max_depth,
         max_fields=given.max_fields,
+        cache_bytes=max(LEAST_CACHE_BYTES, CACHE_BYTES * settings.limits.max_series),
     )
 
 

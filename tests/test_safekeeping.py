@@ -447,6 +447,25 @@ def test_what_a_slow_disk_has_taken_is_acknowledged_while_the_rest_waits() -> No
     judge(daemon)
 
 
+def test_a_disk_that_is_always_at_something_lets_a_snapshot_be_made() -> None:
+    """When one is due nothing more is taken until all is safe; the time that a disk may hang bounds that."""
+    disk, broker, clock = SlowDisk(), Broker(), ManualClock(START)
+    daemon = Daemon(disk.files, broker, clock, None, disk.begin)
+    daemon.turn(1)
+    daemon.wait_acknowledged(1)
+    clock.advance(40.0)
+    saves, disk.hangs_at = daemon.saves, 1
+    daemon.turn(2)
+    assert disk.hangs.wait(SECONDS)
+    daemon.receive([broker.publish(clock.now())])
+    assert daemon.engine._take(10) == []
+    clock.advance(HANGING_SECONDS + 1.0)
+    assert len(daemon.engine._take(1)) == 1
+    disk.release()
+    daemon.wait_acknowledged(3)
+    assert daemon.saves > saves
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_kill_while_the_disk_hangs_loses_nothing(step: int) -> None:
     """In the write and in the sync of it."""
