@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,30 @@ def test_a_disk_that_hangs_stops_acknowledgements_not_scoring_and_heals(mosquitt
         assert daemon.numbers()["messages_received_total", ""] == 0
         assert daemon.stop() == 0
     assert learned(tmp_path / "state") == 300
+
+
+@pytest.mark.server("strace")
+def test_sigterm_is_obeyed_while_the_disk_hangs(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """In time, and the loss of the snapshot is said; what the disk had not taken comes again."""
+    broker, tracer = mosquitto(lines=KEEPS_ALL), program("strace")
+    with client(broker) as peer:
+        with running(broker.port, tmp_path) as daemon:
+            daemon.wait_ready()
+            slow = [tracer, "-qq", "-f", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=300000000"]
+            with subprocess.Popen([*slow, "-p", str(daemon.process.pid)], stderr=subprocess.DEVNULL) as tracing:
+                wait_until(lambda: is_traced(daemon.process.pid), SECONDS, "strace")
+                for k in range(30):
+                    send(peer, "plant/oven", message(k, 20.0))
+                daemon.wait_settled(30)
+                daemon.process.send_signal(signal.SIGTERM)
+                daemon.wait_log("state_saved=false", seconds=5)
+                tracing.kill()  # the kernel lets no process go that the disk, here strace, still has in its hands
+                assert daemon.process.wait(SECONDS) == 1
+        with running(broker.port, tmp_path) as daemon:
+            daemon.wait_ready()
+            wait_until(lambda: len(values(tmp_path / "state")) == 30, SECONDS, "all of them in the journal")
+            assert daemon.stop() == 0
+    assert learned(tmp_path / "state") == 30
 
 
 def is_traced(process: int) -> bool:
