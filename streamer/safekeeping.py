@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
@@ -192,15 +192,19 @@ class Safekeeping:
 
     def _look(self, monotonic: float, patience_seconds: float) -> None:
         """Whether the disk has answered."""
-        if self._journal is None or self._writing is None or not wait([self._writing], patience_seconds).done:
+        if self._journal is None or self._writing is None:
             return
-        writing, self._writing, self._began_at = self._writing, None, None
         try:
-            writing.result()
-        except OSError as error:
+            error = self._writing.exception(patience_seconds)
+        except TimeoutError:
+            return
+        self._writing, self._began_at = None, None
+        if isinstance(error, OSError):
             self._refusal = f"the journal cannot be written: {error.strerror or error}"
             self._retry_at = monotonic + RETRY_SECONDS
             return
+        if error is not None:
+            raise error
         self._refusal = None
         safe: list[Message] = []
         while self._waiting and self._waiting[0].end <= self._journal.durable:
