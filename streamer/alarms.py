@@ -166,6 +166,10 @@ class ValueAlarms:
         """The incidents that are open now."""
         return [incident.alarm for incident in self._incidents.values()]
 
+    def is_open(self, count: int) -> Bool:
+        """Which of the first `count` slots are in alarm."""
+        return self._is_open[:count]
+
     def alarm_of(self, slot: int) -> Alarm | None:
         """The alarm that a series is a member of."""
         incident = self._incident_of.get(slot)
@@ -358,7 +362,10 @@ class ValueAlarms:
             if slot in self._members:
                 self._forget(slot)
                 at = self._incident_of[slot].alarm.updated_at
-                changes.append(self._leave(slot, self._registry.key(slot), at))
+                change = self._leave(slot, self._registry.key(slot), at)
+                if change.what == "closed":
+                    change = change._replace(alarm=replace(change.alarm, reason="evicted"))
+                changes.append(change)
         self.noted[slots] = 0
         return changes
 
@@ -522,5 +529,14 @@ class SilenceAlarms:
             self._incident_of[members] = self._serial
 
     def evict(self, slots: NDArray[np.intp], now: float) -> list[Change]:
-        """Closes the alarms of series that are forgotten."""
-        return self.heard(slots, now)
+        """Takes series that are forgotten out of their alarms; one of which none is left is closed."""
+        changes: list[Change] = []
+        for serial in sorted(set(self._incident_of[slots].tolist()) - {-1}):
+            alarm, members = self._open.pop(serial)
+            left = members[~np.isin(members, slots)]
+            if len(left):
+                self._open[serial] = (alarm, left)
+            else:
+                changes.append(Change("closed", replace(alarm, updated_at=now, closed_at=now, reason="evicted")))
+        self._incident_of[slots] = -1
+        return changes

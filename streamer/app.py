@@ -9,6 +9,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,6 +18,7 @@ import msgspec
 from streamer import recovery, signals, snapshot, version
 from streamer.clock import Clock, Steps, SystemClock
 from streamer.disk import DiskFiles
+from streamer.diskthread import DiskThread
 from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, Engine
 from streamer.errors import SettingsError, StateError
 from streamer.http import Server
@@ -57,6 +60,8 @@ class App:
         self._journal_directory = Path(settings.state.directory) / "journal"
         self._journal_files = DiskFiles(self._journal_directory)
         self._journal = Journal(self._journal_files, self._clock.now)
+        self._disk = DiskThread()
+        self._dropping: Future[object] | None = None
         self._redelivery = Redelivery()
         self._positions: deque[int] = deque(maxlen=snapshot.KEEP)  # of the snapshots that this run has written
         self._decoder = decoder_from(settings)
@@ -113,12 +118,15 @@ class App:
             journal=self._journal if settings.state.durability == "journal" else None,
             redelivery=self._redelivery,
             session=lambda: self.link.status().session_began,
+            begin=self._disk.begin,
             commit_seconds=settings.journal.commit_ms / 1000,
+            max_pending_bytes=limits.pending_bytes,
             save=self._save,
             owes_snapshot=lambda: self._owes_snapshot,
             remember=self._remember_alarms,
             snapshot_seconds=settings.state.snapshot_seconds,
             max_future_seconds=settings.clock.max_future_seconds,
+            idle_seconds=3600.0 * limits.idle_hours,
             silent=settings.alarms.silent,
             publish_series=settings.alarms.publish_series,
         )
@@ -226,7 +234,8 @@ class App:
             self.metrics.received(len(messages), payload_bytes)
             refused = self._inbox.put(messages)
             if refused:
-                self.metrics.dropped("inbox_full", len(refused))
+                trouble = self.engine.journal_trouble()
+                self.metrics.dropped("inbox_full" if trouble is None else "disk", len(refused))
         # Counted as lost; unacknowledged they would block the session. At the end they are left to the next start.
         if refused and not self._inbox.is_closed:
             self.link.ack(refused)
@@ -251,7 +260,7 @@ class App:
         metrics.measured("mqtt_stale_acknowledgements_total", lambda: self.link.counters().acknowledgements_stale)
         metrics.measured("publishes_refused_total", lambda: self.link.counters().publishes_refused)
         metrics.measured("journal_records", lambda: self._journal.end)
-        metrics.measured("journal_pending_bytes", lambda: self._journal.pending_bytes)
+        metrics.measured("journal_pending_bytes", self.engine.pending_bytes)
         metrics.measured("journal_failing", lambda: self.engine.journal_trouble() is not None)
         metrics.set("series_limit", settings.limits.max_series)
         metrics.set("alarm_budget_per_series_month", settings.alarms.budget_per_series_month)
@@ -366,14 +375,19 @@ class App:
         self._writing.start()
 
     def _drop_journal(self) -> None:
-        """What neither of the two kept snapshots needs."""
+        """What neither of the two kept snapshots needs, in the thread that writes the journal."""
         if self._settings.state.durability != "journal" or len(self._positions) < snapshot.KEEP:
             return
+        if self._dropping is not None:
+            if not self._dropping.done():
+                return
+            self._dropping.result()  # a bug is not swallowed
+        self._dropping = self._disk.begin(partial(self._drop_journal_below, min(self._positions)))
+
+    def _drop_journal_below(self, position: int) -> None:
         keep = self._settings.journal
         try:
-            self._journal.drop_below(
-                min(self._positions), keep_seconds=3600.0 * keep.keep_hours, keep_bytes=keep.keep_bytes
-            )
+            self._journal.drop_below(position, keep_seconds=3600.0 * keep.keep_hours, keep_bytes=keep.keep_bytes)
         except OSError as error:
             self._sparing.event(logging.WARNING, "journal not shortened", per="journal", reason=str(error))
 

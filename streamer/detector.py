@@ -22,6 +22,7 @@ from streamer.readings import Batch, Bool, Flag, Float32, Float64, Scores, Unsco
 
 Slots = NDArray[np.intp]
 
+WAVE_ROWS = 4096  # no dearer a row than a longer one (measured)
 WARM_READINGS = 20  # a series' first score is that of its 21st reading; the promise is the 30th
 GAP_INTERVALS = 30.0  # an interval so many times the usual one is a gap: the reading after it has no verdict
 GAP_LEAST_SECONDS = 30.0
@@ -30,7 +31,10 @@ DIFFERENT_SECONDS = 1e-6  # event times closer than this are the same: about the
 
 
 def waves(slot: NDArray[np.int32]) -> Iterator[NDArray[np.intp]]:
-    """Row numbers of a batch, cut into waves in which no slot occurs twice; a series' rows stay in order."""
+    """Row numbers of a batch, cut into waves in which no slot occurs twice; a series' rows stay in order.
+
+    None is longer than WAVE_ROWS: a wave takes a kilobyte or two a row.
+    """
     order = np.argsort(slot, kind="stable")
     ranked = slot[order]
     start = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(slot) else np.empty(0, np.intp)
@@ -38,7 +42,8 @@ def waves(slot: NDArray[np.int32]) -> Iterator[NDArray[np.intp]]:
     occurrence = np.empty(len(slot), np.intp)
     occurrence[order] = np.arange(len(slot)) - np.repeat(start, lengths)
     for k in range(int(lengths.max(initial=0))):
-        yield np.flatnonzero(occurrence == k)
+        rows = np.flatnonzero(occurrence == k)
+        yield from (rows[first : first + WAVE_ROWS] for first in range(0, len(rows), WAVE_ROWS))
 
 
 class Detector:

@@ -10,7 +10,9 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -27,11 +29,11 @@ from streamer.log import SparingLog, event
 from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Alarm, Batch, Float64, Message, Unscored
-from streamer.records import Group, Heard, Swept
+from streamer.records import Evicted, Group, Heard, Swept
 from streamer.recovery import slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
-from streamer.safekeeping import RETRY_SECONDS, Safekeeping
+from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
 from streamer.shard import Outcome, Shard
 
 log = logging.getLogger(__name__)
@@ -42,8 +44,11 @@ TURN_SECONDS = 0.5  # a turn is kept about as short: a thousand readings of one 
 SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series renewed
 STALE_SECONDS = 300.0  # a series that has not reported for so long, and longer than it may, disappears from metrics
 OWED_SNAPSHOT_SECONDS = 5.0  # one that must be written before anything is acknowledged is tried so often
+REST_SECONDS = 0.05  # between two looks whether a slow disk has answered
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
 LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
+IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes room for a new one
+MOST_EVICTED = 1000  # in a sweep: some milliseconds
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
 MESSAGE_REJECTIONS = ("redelivered",)
 READING_REJECTIONS = ("future", "out_of_range", "admission_rate", "admission_full")
@@ -92,9 +97,12 @@ class Engine:
         owes_snapshot: Callable[[], bool] = lambda: False,
         remember: Callable[[list[Alarm]], None] = lambda _: None,
         commit_seconds: float = 0.01,
+        begin: Begin = at_once,
+        patience_seconds: float = PATIENCE_SECONDS,
         max_pending_bytes: int = MAX_PENDING_BYTES,
         snapshot_seconds: float = 300.0,
         max_future_seconds: float = 300.0,
+        idle_seconds: float = IDLE_SECONDS,
         silent: bool = True,
         publish_series: Literal["alarm", "all", "off"] = "alarm",
     ) -> None:
@@ -102,7 +110,9 @@ class Engine:
 
         `session` gives the number of the connection that began the broker's session. `save` is given a shard that
         stands at the end of the journal, and copies that state from its first `next` on, a piece between two turns.
-        While it `owes_snapshot` nothing is acknowledged, and one is tried every few seconds.
+        While it `owes_snapshot` nothing is acknowledged, and one is tried every few seconds. `begin` calls what may
+        have to wait for the disk, one after the other, and so does not keep the engine waiting for longer than
+        `patience_seconds`.
         """
         self._instance = instance
         self._shard = shard
@@ -112,9 +122,17 @@ class Engine:
         self._clock = clock
         self._publish = publish
         self._safekeeping = Safekeeping(
-            shard, journal, redelivery or Redelivery(), acknowledge, max_pending_bytes, owes_snapshot
+            shard,
+            journal,
+            redelivery or Redelivery(),
+            acknowledge,
+            max_pending_bytes,
+            owes_snapshot=owes_snapshot,
+            begin=begin,
+            patience_seconds=patience_seconds,
         )
         self._owes_snapshot = owes_snapshot
+        self._begin = begin
         self._commit_seconds = commit_seconds if journal is not None else 0.0
         self._committed_at = -np.inf
         self._has_left = False
@@ -126,18 +144,22 @@ class Engine:
         self._remember = remember
         self._snapshot_seconds = snapshot_seconds
         self._max_future_seconds = max_future_seconds
+        self._idle_seconds = idle_seconds
         self._silent = silent
         self._publish_series = publish_series
         self._sparing = SparingLog(log, 10.0, clock.monotonic)
 
         self._columns = Columns()
         self._refused_before = dict(shard.registry.refused)
+        self._wanting = 0
+        """readings since the last sweep whose new series found no room"""
         self._heard_by = 0
         self._taken_until = -np.inf
         """arrival of the last message that was taken"""
         self._has_settled = False
         self._touched: set[int] = set()
         self._remembered: list[Alarm] = []
+        self._remembering: Future[object] | None = None
         self._lost: list[Change] = []
         self._untold: list[Change] = []
         self._swept_at = -np.inf
@@ -213,7 +235,11 @@ class Engine:
 
     def journal_trouble(self) -> str | None:
         """Why nothing is acknowledged, None while all is well."""
-        return self._safekeeping.trouble
+        return self._safekeeping.trouble(self._clock.monotonic())
+
+    def pending_bytes(self) -> int:
+        """What waits in memory for the disk, unacknowledged."""
+        return self._safekeeping.pending_bytes
 
     def trouble(self) -> str | None:
         """Why scoring stands still, None while it does not."""
@@ -236,12 +262,14 @@ class Engine:
                 if messages:
                     share = TURN_SECONDS / max(self._clock.monotonic() - started, TURN_SECONDS / MAX_BATCH)
                     limit = min(max(int(len(messages) * share), LEAST_BATCH), MAX_BATCH)
-            self._safekeeping.commit([], np.inf)
+            self._safekeeping.commit([], np.inf, is_last=True)
             self._remember_told()
             self._saving = None  # one that is not finished is older
             if self._save_if_whole():
                 while self._go_on_saving():
                     pass
+            if self._remembering is not None:
+                wait([self._remembering], PATIENCE_SECONDS)
             self._safekeeping.close()
         except BaseException as error:
             self._failure = error
@@ -253,12 +281,20 @@ class Engine:
         if self._safekeeping.is_full:
             self._leaving.wait(RETRY_SECONDS)
             return []
+        if self._waits_to_save() and self._leave_by is None:
+            self._leaving.wait(REST_SECONDS)
+            return []
         messages = self._inbox.take(limit, SWEEP_SECONDS if self._saving is None else 0)
         rest_seconds = self._committed_at + self._commit_seconds - self._clock.monotonic()
         if messages and len(messages) < limit and rest_seconds > 0:
             self._inbox.gather(limit - len(messages), rest_seconds)
             messages += self._inbox.take(limit - len(messages), 0)
         return messages
+
+    def _waits_to_save(self) -> bool:
+        """A snapshot is due, and a slow disk is always at something: it ends if nothing more is taken."""
+        is_due = self._clock.monotonic() - self._saved_at >= self._snapshot_seconds
+        return is_due and not self._safekeeping.is_safe and self.journal_trouble() is None
 
     def _save_if_whole(self) -> bool:
         """A snapshot must be neither ahead of the journal nor in the middle of a group."""
@@ -283,6 +319,8 @@ class Engine:
     def _is_to_leave(self) -> bool:
         if self._leave_by is None:
             return False
+        if self._safekeeping.is_full:  # nothing more would be taken
+            return True
         return self._inbox.queued() == 0 or self._clock.monotonic() >= self._leave_by
 
     def turn(self, messages: list[Message]) -> None:
@@ -344,7 +382,7 @@ class Engine:
         """Append, fdatasync, PUBACK: only what is safe is acknowledged."""
         self._safekeeping.commit(messages, started)
         self._committed_at = self._clock.monotonic()
-        trouble = self._safekeeping.trouble
+        trouble = self.journal_trouble()
         if trouble is not None:
             self._sparing.event(logging.ERROR, "nothing is acknowledged", per="journal", reason=trouble)
 
@@ -422,6 +460,7 @@ class Engine:
         slot[good] = registry.resolve(keys, now, admitted)
         refused = {name: n - self._refused_before[name] for name, n in registry.refused.items()}
         self._refused_before = dict(registry.refused)
+        self._wanting += refused["full"]
         for reason, n in (
             ("future", int(future.sum())),
             ("out_of_range", int(out_of_range.sum())),
@@ -476,8 +515,11 @@ class Engine:
     def _remember_told(self) -> None:
         """Not while `_tell_past` is owed: until then the file must say what the last run has told."""
         self.alarms = self._shard.open_alarms()  # also those that a restored state has brought
-        if not (self._untold or self._lost) and self.alarms != self._remembered:
-            self._remember(self.alarms)
+        if self._remembering is not None and self._remembering.done():
+            self._remembering.result()  # a bug is not swallowed
+            self._remembering = None
+        if self._remembering is None and not (self._untold or self._lost) and self.alarms != self._remembered:
+            self._remembering = self._begin(partial(self._remember, self.alarms))
             self._remembered = self.alarms
 
     def _take_mail(self) -> None:
@@ -501,10 +543,35 @@ class Engine:
             self._tell(changes)
             for change in changes:
                 self._metrics.add("alarms_opened_total", 1, change.alarm.kind)
+        self._make_room(started, now)
         self._publish_touched(now)
         self._renew_table(now)
         self._remember_told()
         self._show(now)
+
+    def _make_room(self, started: float, now: float) -> None:
+        """Idle series give way to new ones that were refused since the last sweep, as fast as new ones are let in."""
+        registry = self._shard.registry
+        wanting, self._wanting = min(self._wanting, int(registry.bucket[0])), 0
+        most = min(wanting + max(len(registry) - registry.max_series, 0), MOST_EVICTED) if wanting else 0
+        slots = self._shard.idle(now, self._idle_seconds, most) if most else np.empty(0, np.intp)
+        if not len(slots):
+            return
+        keys = registry.keys(slots.astype(np.int32))
+        self._safekeeping.append(Evicted(slots.tolist(), now))
+        self._commit([], started)
+        changes = self._shard.evict(slots, now)
+        self._tell(changes)
+        self._touched.difference_update(slots.tolist())
+        if self._publish_series == "all":
+            for key in keys:
+                self._send(outbox.no_series_state(self._instance, key))
+        with self._metrics.lock:
+            self._metrics.add("series_evicted_total", len(slots))
+            for change in changes:
+                if change.what == "closed":
+                    self._metrics.add("alarms_closed_total", 1, change.alarm.kind)
+        self._sparing.event(logging.INFO, "idle series forgotten for new ones", series=len(slots), first=keys[0])
 
     def _show(self, now: float) -> None:
         """The gauges."""
@@ -586,7 +653,7 @@ def _kinds(outcome: Outcome, what: str) -> dict[str, int]:
 
 
 def _closed(change: Change, now: float) -> Change:
-    return change._replace(alarm=replace(change.alarm, updated_at=now, closed_at=now))
+    return change._replace(alarm=replace(change.alarm, updated_at=now, closed_at=now, reason="lost"))
 
 
 def _series_of(alarm: Alarm) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import math
 import os
 import re
@@ -92,7 +93,7 @@ class _Segment:
 
 
 class Journal:
-    """For one thread; one process at a time may have it open. Others may `read` the directory meanwhile."""
+    """For one thread, but for `syncing`; one process at a time may have it open. Others may `read` the directory."""
 
     def __init__(
         self,
@@ -186,14 +187,24 @@ class Journal:
 
     def sync(self) -> int:
         """Makes everything that was appended durable; gives `end`. Raises OSError: then nothing is lost, try again."""
-        content = b"".join(self._pending)
+        return self.syncing()()
+
+    def syncing(self) -> Callable[[], int]:
+        """A `sync` of what has been appended so far, for another thread.
+
+        Until it has returned only `append` may be called, and what is read is as it was or as it will be.
+        """
+        return functools.partial(self._sync, len(self._pending), self._end)
+
+    def _sync(self, count: int, end: int) -> int:
+        content = b"".join(self._pending[:count])
         if self._handle is None or self._segments[-1].size_bytes + len(content) > self._segment_bytes:
             self._begin(content)
         elif content:
             self._extend(self._handle, self._segments[-1], content)
-        self._pending = []
-        self._durable = self._end
-        return self._end
+        del self._pending[:count]
+        self._durable = end
+        return end
 
     def _begin(self, content: bytes) -> None:
         """A new segment with all that is not durable; it replaces one of which nothing is durable."""
@@ -204,7 +215,8 @@ class Journal:
         part = name + ".part"
         handle = self._files.create(part)
         try:
-            self._files.write(handle, 0, prefix + _CHECKSUM.pack(zlib.crc32(prefix)) + content)
+            self._files.write(handle, 0, prefix + _CHECKSUM.pack(zlib.crc32(prefix)))
+            self._files.write(handle, HEADER_BYTES, content)
             self._files.sync(handle)
             self._files.rename(part, name)
             self._files.sync_names()

@@ -59,7 +59,7 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "messages_ignored_total": _Family("counter", "Messages on topics that the settings leave out."),
         "messages_rejected_total": _Family("counter", "Messages that could not be read, by reason.", "reason"),
         "messages_dropped_total": _Family(
-            "counter", "Messages given up before they were read, by reason.", "reason", ("inbox_full",)
+            "counter", "Messages given up before they were read, by reason.", "reason", ("inbox_full", "disk")
         ),
         "messages_queued": _Family("gauge", "Messages received and not yet settled."),
         # The second identity: what became of every reading.
@@ -87,6 +87,7 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "series_refused_total": _Family(
             "counter", "Readings of new series that were not admitted, by reason.", "reason", ("rate", "full")
         ),
+        "series_evicted_total": _Family("counter", "Idle series that were forgotten to make room for new ones."),
         "alarms_open": _Family("gauge", "Alarms that are open, by kind.", "kind", ALARM_KINDS),
         "alarms_opened_total": _Family("counter", "Alarms that were opened, by kind.", "kind", ALARM_KINDS),
         "alarms_closed_total": _Family("counter", "Alarms that were closed, by kind.", "kind", ALARM_KINDS),
@@ -113,7 +114,9 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "snapshot_timestamp_seconds": _Family("gauge", "When the last good snapshot was finished."),
         "journal_records": _Family("gauge", "Records that the journal has ever been given: its position."),
         "journal_pending_bytes": _Family("gauge", "What waits in memory for the disk, unacknowledged."),
-        "journal_failing": _Family("gauge", "1 while the disk refuses the journal and nothing is acknowledged."),
+        "journal_failing": _Family(
+            "gauge", "1 while the disk refuses the journal, or does not answer, and nothing is acknowledged."
+        ),
         "start_time_seconds": _Family("gauge", "When the daemon was started."),
     }
 )

@@ -54,6 +54,7 @@ LARGE_BATCH = 1_000  # messages that paho reads before they are delivered
 SHORTEST_LINGER_SECONDS = 0.0001  # a shorter sleep is mostly the kernel's own slack
 IDLE_SECONDS = 1.0  # the longest sleep: keep-alive and deadlines are looked at so often
 MOST_IN_FLIGHT = 20  # publishes without acknowledgement; mosquitto's own default
+OUTGOING_BYTES = 256  # what a message that waits weighs beside its topic and payload
 SUSPICIOUS_TIMES = 2  # connections lost in a row, each soon after it was made
 REPEAT_SECONDS = 60.0  # the same trouble is logged once in so long
 VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
@@ -137,7 +138,7 @@ class MqttLink:
         max_packet_bytes: int = 1_048_576,
         receive_maximum: int = 1000,
         linger_seconds: float = 0.002,
-        outgoing_limit: int = 10_000,
+        outgoing_bytes: int = 16 << 20,
         unwanted: Sequence[str] = (),
         fast: bool = True,
         jitter: Callable[[], float] = random.random,
@@ -167,7 +168,7 @@ class MqttLink:
         self._max_packet_bytes = max_packet_bytes
         self._receive_maximum = receive_maximum
         self._linger_seconds = linger_seconds
-        self._outgoing_limit = outgoing_limit
+        self._outgoing_bytes = outgoing_bytes
         self._is_fast = fast
         self._jitter = jitter
         self._status_topic = status_topic(instance)
@@ -175,6 +176,7 @@ class MqttLink:
 
         # Shared with other threads: appended to here, emptied by the network thread.
         self._outgoing: deque[tuple[str, bytes, int, bool]] = deque()
+        self._put_bytes = self._sent_bytes = 0  # that went into it and out of it; each has one thread that writes it
         self._acks: deque[tuple[int, int, int, bytes]] = deque()  # connection, how many, stale ones, packets
         self._bell, self._bell_rope = socket.socketpair()
         self._bell.setblocking(False)
@@ -226,10 +228,16 @@ class MqttLink:
         return self._status.is_alive and not self._outgoing and not self._in_flight
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
-        """Queue a message, also while there is no connection; False if the queue is full or the link has ended."""
-        if len(self._outgoing) >= self._outgoing_limit or self._leave_by is not None or not self._status.is_alive:
+        """Queue a message, also while there is no connection; False if the queue is full or the link has ended.
+
+        For one thread.
+        """
+        weight = len(topic) + len(payload) + OUTGOING_BYTES
+        is_full = self._put_bytes - self._sent_bytes + weight > self._outgoing_bytes
+        if is_full or self._leave_by is not None or not self._status.is_alive:
             self._counters.publishes_dropped += 1
             return False
+        self._put_bytes += weight
         self._outgoing.append((topic, payload, qos, retain))
         self._ring()
         return True
@@ -444,7 +452,9 @@ class MqttLink:
             client.queue_acknowledgements(packets)
             client.loop_write()
         while self._outgoing and len(self._in_flight) < self._most_in_flight and not client.want_write():
-            self._publish_now(client, *self._outgoing.popleft())
+            topic, payload, qos, retain = self._outgoing.popleft()
+            self._sent_bytes += len(topic) + len(payload) + OUTGOING_BYTES
+            self._publish_now(client, topic, payload, qos, retain)
             client.loop_write()
 
     def _take_acks(self) -> list[bytes]:
@@ -497,6 +507,7 @@ class MqttLink:
         for other in self._clients.values():
             if other is not client:
                 unconfirmed = other.drop_out_messages()
+                self._sent_bytes -= sum(len(m.topic) + len(m.payload) + OUTGOING_BYTES for m in unconfirmed)
                 self._in_flight.difference_update(message.mid for message in unconfirmed)
                 self._outgoing.extendleft(
                     (message.topic, bytes(message.payload), message.qos, message.retain)

@@ -53,7 +53,7 @@ class Registry:
         burst: float,
         device_of: Callable[[str], str] = topic_of,
     ) -> None:
-        self._max_series = max_series
+        self.max_series = max_series
         self._per_second = new_series_per_minute / 60.0
         self._burst = float(burst)
         self._device_of = device_of
@@ -213,7 +213,7 @@ class Registry:
         slot = self._slots.get(key)  # an earlier row of the same call
         if slot is not None:
             return slot
-        if len(self._slots) >= self._max_series:
+        if len(self._slots) >= self.max_series:
             self.refused["full"] += 1
             return FREE
         if self._tokens < 1.0:

@@ -5,7 +5,10 @@ Without a journal everything counts as safe, and the broker is told when the eng
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +20,30 @@ from streamer.shard import Shard
 
 RETRY_SECONDS = 1.0  # a disk that refuses is asked again so often
 OWED = "the journal is damaged, and no snapshot is written yet that makes up for it"
+PATIENCE_SECONDS = 0.5  # scoring waits so long for a write, and then goes on from memory (by eye: an SD card's pauses)
+HANGING_SECONDS = 5.0  # a write that takes longer is told as trouble
+KEPT_BYTES = 256  # what the acknowledgement of a message weighs that waits for the disk
+
+Begin = Callable[[Callable[[], object]], Future[object]]
+"""Begins a call, perhaps in another thread."""
+
+
+def at_once(call: Callable[[], object]) -> Future[object]:
+    """A `Begin` without a thread."""
+    future: Future[object] = Future()
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
+        future.set_exception(error)
+    return future
+
+
+class _Waiting(NamedTuple):
+    """Messages whose acknowledgement waits for the disk."""
+
+    end: int
+    """they are safe when all records below this position are"""
+    messages: list[Message]
 
 
 class Safekeeping:
@@ -29,7 +56,10 @@ class Safekeeping:
         redelivery: Redelivery,
         acknowledge: Callable[[Sequence[Message]], None],
         max_pending_bytes: int,
+        *,
         owes_snapshot: Callable[[], bool] = lambda: False,
+        begin: Begin = at_once,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """`owes_snapshot`: what the journal is given could not be replayed yet, since damage lies before it."""
         self._shard = shard
@@ -38,21 +68,17 @@ class Safekeeping:
         self._acknowledge = acknowledge
         self._max_pending_bytes = max_pending_bytes
         self._owes_snapshot = owes_snapshot
+        self._begin = begin
+        self._patience_seconds = patience_seconds
         self._written: tuple[float, float, tuple[float, float | None]] | None = None
         self._session = 0
-        self._unacknowledged: list[Message] = []
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_messages = 0
+        self._writing: Future[object] | None = None
+        self._began_at: float | None = None
+        """monotonic; of the write that the disk has not answered yet"""
         self._retry_at = -np.inf
         self._refusal: str | None = None
-
-    @property
-    def trouble(self) -> str | None:
-        """Why nothing is acknowledged, None while all is well."""
-        return self._refusal or (OWED if self._owes_snapshot() else None)
-
-    @property
-    def is_due(self) -> bool:
-        """A commit is wanted, also where no message has come."""
-        return not self.is_safe or self._refusal is not None or bool(self._unacknowledged)
 
     @property
     def has_journal(self) -> bool:
@@ -61,12 +87,29 @@ class Safekeeping:
     @property
     def is_safe(self) -> bool:
         """Nothing waits for the disk."""
-        return self._journal is None or self._journal.durable == self._journal.end
+        return self._journal is None or (self._writing is None and self._journal.durable == self._journal.end)
+
+    @property
+    def is_due(self) -> bool:
+        """A commit is wanted, also where no message has come."""
+        return not self.is_safe or self._refusal is not None or bool(self._waiting)
+
+    @property
+    def pending_bytes(self) -> int:
+        """What waits in memory for the disk."""
+        return 0 if self._journal is None else self._journal.pending_bytes + KEPT_BYTES * self._waiting_messages
 
     @property
     def is_full(self) -> bool:
         """So much waits for the disk that nothing more must be taken."""
-        return self._journal is not None and self._journal.pending_bytes >= self._max_pending_bytes
+        return self.pending_bytes >= self._max_pending_bytes
+
+    def trouble(self, monotonic: float) -> str | None:
+        """Why nothing is acknowledged, None while all is well. Any thread may ask."""
+        began_at = self._began_at
+        if began_at is not None and monotonic - began_at > HANGING_SECONDS:
+            return f"the disk has not answered for {monotonic - began_at:.0f} seconds"
+        return self._refusal or (OWED if self._owes_snapshot() else None)
 
     def begin_anew(self) -> None:
         """After a snapshot: what is not in it and was written before is written again."""
@@ -136,30 +179,54 @@ class Safekeeping:
             devices = [registry.device_key(registry.device(slot)) for slot in admitted]
             journal.append(Admitted(admitted, keys, devices, *now[2]))
 
-    def commit(self, messages: Sequence[Message], monotonic: float) -> None:
-        """Makes all safe and acknowledges it; what a disk that refuses leaves behind waits for a later call."""
+    def commit(self, messages: Sequence[Message], monotonic: float, *, is_last: bool = False) -> None:
+        """Makes all safe and acknowledges it. A disk that refuses, or does not answer soon, is not waited for.
+
+        What it leaves behind waits for a later call, in memory; what is safe then is acknowledged, and only that. The
+        last call is patient twice: with the write before it, and with its own.
+        """
         if self._journal is None:
             return
-        if self._refusal is not None and monotonic < self._retry_at:
-            self._keep(messages)
+        if messages:
+            self._waiting.append(_Waiting(self._journal.end, list(messages)))
+            self._waiting_messages += len(messages)
+        self._look(monotonic, self._patience_seconds if is_last else 0.0)
+        if self._writing is None and monotonic >= self._retry_at:
+            self._writing, self._began_at = self._begin(self._journal.syncing()), monotonic
+            self._look(monotonic, self._patience_seconds)
+        if messages and self._waiting:
+            self._keep_little()
+
+    def _look(self, monotonic: float, patience_seconds: float) -> None:
+        """Whether the disk has answered."""
+        if self._journal is None or self._writing is None:
             return
         try:
-            self._journal.sync()
-        except OSError as error:
+            error = self._writing.exception(patience_seconds)
+        except TimeoutError:
+            return
+        self._writing, self._began_at = None, None
+        if isinstance(error, OSError):
             self._refusal = f"the journal cannot be written: {error.strerror or error}"
             self._retry_at = monotonic + RETRY_SECONDS
-            self._keep(messages)
             return
+        if error is not None:
+            raise error
         self._refusal = None
         if self._owes_snapshot():
-            self._keep(messages)
             return
-        waiting, self._unacknowledged = self._unacknowledged, []
-        self._acknowledge([*waiting, *messages])
+        safe: list[Message] = []
+        while self._waiting and self._waiting[0].end <= self._journal.durable:
+            safe += self._waiting.popleft().messages
+        self._waiting_messages -= len(safe)
+        self._acknowledge(safe)
 
-    def _keep(self, messages: Sequence[Message]) -> None:
-        """All that an acknowledgement needs."""
-        self._unacknowledged += [message._replace(topic="", payload=b"") for message in messages if message.qos]
+    def _keep_little(self) -> None:
+        """Of the messages that came last all that an acknowledgement needs."""
+        end, messages = self._waiting.pop()
+        kept = [message._replace(topic="", payload=b"") for message in messages if message.qos]
+        self._waiting_messages -= len(messages) - len(kept)
+        self._waiting.append(_Waiting(end, kept))
 
     def applied(self, messages: Sequence[Message]) -> None:
         """Without a journal that is when the broker is told."""
@@ -167,6 +234,6 @@ class Safekeeping:
             self._acknowledge(messages)
 
     def close(self) -> None:
-        """Nothing is written any more."""
-        if self._journal is not None:
+        """Nothing is written any more. A file that the disk still has in its hands is left to the process's end."""
+        if self._journal is not None and self._writing is None:
             self._journal.close()

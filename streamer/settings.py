@@ -334,7 +334,18 @@ class Limits(_Table):
     """What bounds the memory, whatever the broker sends."""
 
     max_series: int = _set(
-        100_000, "More series than this are refused and counted.", lower=1, upper=10_000_000, unit="series"
+        100_000,
+        "More series than this are refused and counted, unless idle ones can make room.",
+        lower=1,
+        upper=10_000_000,
+        unit="series",
+    )
+    idle_hours: int = _set(
+        48,
+        "A series that has sent nothing for so long is forgotten when a new one finds no room.",
+        lower=1,
+        upper=87_600,
+        unit="h",
     )
     new_series_per_minute: int = _set(
         5000, "How many new series a minute are admitted.", lower=1, upper=10_000_000, unit="series"
@@ -345,6 +356,13 @@ class Limits(_Table):
     inbox_bytes: int = _set(
         67_108_864,
         "How much may wait between network and engine; what comes on top is dropped and counted.",
+        lower=65_536,
+        upper=17_179_869_184,
+        unit="bytes",
+    )
+    pending_bytes: int = _set(
+        67_108_864,
+        "How much may wait for a disk that refuses or hangs; then nothing more is taken, and the inbox fills.",
         lower=65_536,
         upper=17_179_869_184,
         unit="bytes",

@@ -21,6 +21,9 @@ from streamer.registry import Registry, RegistryState
 
 MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram")
 """Arrays that mean nothing under other weights."""
+LISTENED_SECONDS = (
+    3600.0  # after an outage, or when the clock was set, every series has so long to show that it is there
+)
 
 
 class Outcome(NamedTuple):
@@ -183,6 +186,21 @@ class Shard:
         """How many series have no verdict yet."""
         count = self.registry.rows
         return int((self.detector.is_warming(count) & (self.registry.devices >= 0)).sum())
+
+    def idle(self, now: float, idle_seconds: float, most: int) -> NDArray[np.intp]:
+        """The slots that can best be spared, at most `most`: they have sent nothing for `idle_seconds`.
+
+        Nor for as long as their cadence allows, nor in the last hour, in which the daemon has listened. Those without a
+        verdict so far go first, those in an alarm last, of silence before of value; then who has been quiet longest.
+        """
+        count = self.registry.rows
+        arrival, allowed = self.cadence.arrival(count), self.cadence.allowed_seconds(count, now)
+        least = np.where(np.isfinite(allowed), np.maximum(allowed, LISTENED_SECONDS), LISTENED_SECONDS)
+        is_idle = (now - arrival > idle_seconds) & (self.cadence.quiet_seconds(count, now) > least)
+        slots = np.flatnonzero(is_idle & (self.registry.devices >= 0))
+        worth = 1 - self.detector.is_warming(count)[slots].astype(np.int64)
+        worth += 2 * self.silence_alarms.is_silent(slots) + 4 * self.value_alarms.is_open(count)[slots]
+        return slots[np.lexsort((slots, arrival[slots], worth))[:most]]
 
     def evict(self, slots: NDArray[np.intp], now: float) -> list[Change]:
         """Forgets these series; their alarms close."""

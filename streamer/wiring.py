@@ -15,6 +15,7 @@ from streamer.shard import Shard
 from streamer.topics import own_prefix
 
 GENERATION = 1  # of the weights: retraining will count on from here
+LEAST_CACHE_BYTES, CACHE_BYTES = 16 << 20, 2700  # for the names of topics and fields; the latter a series
 
 
 def decoder_from(settings: Settings) -> Decoder:
@@ -30,6 +31,7 @@ def decoder_from(settings: Settings) -> Decoder:
         max_payload_bytes=given.max_payload_bytes,
         max_depth=given.max_depth,
         max_fields=given.max_fields,
+        cache_bytes=max(LEAST_CACHE_BYTES, CACHE_BYTES * settings.limits.max_series),
     )
 
 

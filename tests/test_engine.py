@@ -15,6 +15,7 @@ from models.weights import ForecasterConfig, Weights
 from streamer.clock import ManualClock
 from streamer.engine import (
     FIRST_BATCH,
+    IDLE_SECONDS,
     LARGEST_VALUE,
     MAX_BATCH,
     MESSAGE_REJECTIONS,
@@ -289,6 +290,83 @@ def test_a_turn_without_messages_is_no_turn_of_the_counters() -> None:
     assert bench.numbers()["turns_total", ""] == 0
     assert bench.numbers()["last_progress_timestamp_seconds", ""] == START + 5
     assert bench.engine.trouble() is None
+
+
+# --- Idle series make room ---
+
+
+def test_idle_series_make_room_and_what_reports_stays() -> None:
+    """A new series is refused, counted, and let in after the next look; nothing of the old one is left."""
+    bench = Bench(max_series=3, publish_series="all")
+    bench.report("busy", [1.0] * 3)
+    bench.turn(bench.say("gone/b", 2.0), bench.say("gone/a", 1.0))
+    bench.clock.advance(IDLE_SECONDS - 3600)
+    bench.turn(bench.say("busy", 1.0), bench.say("new", 1.0))
+    bench.clock.advance(3600)
+    bench.turn(bench.say("busy", 1.0))
+    assert bench.numbers()["series_evicted_total", ""] == 0  # it has been idle for long enough, but nobody wants in
+    for _ in range(2):
+        bench.clock.advance(1)
+        bench.turn(bench.say("busy", 1.0), bench.say("new", 1.0))
+    registry = bench.shard.registry
+    assert ("gone/b" in registry, "gone/a" in registry, "busy" in registry, "new" in registry) == (
+        False,
+        True,
+        True,
+        True,
+    )
+    numbers = bench.numbers()
+    assert (numbers["series_evicted_total", ""], numbers["series_refused_total", "full"]) == (1, 2)
+    assert numbers["series", ""] == 3
+    assert bench.states("gone/b")[-1] == b""
+    assert bench.engine.table is not None
+    assert bench.engine.table.keys == ["busy", "new"]
+
+
+def test_a_flood_evicts_nobody_who_reports_and_the_others_no_faster_than_it_is_let_in() -> None:
+    """A thousand made-up topics a second: the known series that report stay, and have their verdicts."""
+    bench = Bench(max_series=20, burst=6.0)  # a minute, and at once
+    for k in range(4):
+        bench.clock.advance(60)
+        bench.turn(*(bench.say(f"known/{n}", k) for n in range(5)))
+    for k in range(2):
+        bench.clock.advance(60)
+        bench.turn(*(bench.say(f"idle/{k}/{n}", 1.0) for n in range(6)))
+    bench.clock.advance(60)
+    bench.turn(*(bench.say(f"idle/2/{n}", 1.0) for n in range(3)))
+    assert len(bench.shard.registry) == 20
+    for _ in range(50):
+        bench.clock.advance(3600)
+        bench.turn(*(bench.say(f"known/{n}", 1.0) for n in range(5)))
+    for second in range(60):
+        bench.clock.advance(1)
+        bench.turn(*(bench.say(f"flood/{second}/{n}", 1.0) for n in range(1000)))
+    numbers = bench.numbers()
+    assert [f"known/{n}" in bench.shard.registry for n in range(5)] == [True] * 5
+    assert 6 <= numbers["series_evicted_total", ""] <= 6 + 6 + 1
+    assert numbers["series", ""] <= 20
+
+
+def test_the_alarm_of_a_series_that_is_forgotten_closes_with_a_reason() -> None:
+    """And is counted, and its retained state is taken back."""
+    bench = Bench(max_series=2)
+    for _ in range(60):
+        bench.clock.advance(60)
+        bench.turn(bench.say("oven", 20.0), bench.say("busy", 1.0))
+    for _ in range(60):
+        bench.clock.advance(3600)
+        bench.turn(bench.say("busy", 1.0))
+    assert bench.numbers()["alarms_open", "silent"] == 1
+    for _ in range(2):
+        bench.clock.advance(1)
+        bench.turn(bench.say("busy", 1.0), bench.say("new", 1.0))
+    opened, closed = [event for event in bench.events() if event["key"] == "oven"]
+    assert (opened["event"], opened["reason"]) == ("opened", None)
+    assert (closed["event"], closed["id"], closed["reason"]) == ("closed", opened["id"], "evicted")
+    assert bench.states("oven")[-1] == b""
+    numbers = bench.numbers()
+    assert (numbers["alarms_open", "silent"], numbers["alarms_closed_total", "silent"]) == (0, 1)
+    assert "new" in bench.shard.registry
 
 
 # --- Alarms are told ---

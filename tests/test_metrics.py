@@ -133,7 +133,7 @@ def test_a_turn_moves_every_counter_by_what_it_says() -> None:
         found = scrape(metrics, accept)
         assert found["messages_received_total"] == {(): 10}
         assert found["mqtt_received_bytes_total"] == {(): 250}
-        assert found["messages_dropped_total"] == {("inbox_full",): 1}
+        assert found["messages_dropped_total"] == {("inbox_full",): 1, ("disk",): 0}
         assert found["messages_decoded_total"] == {(): 4}
         assert found["messages_retained_total"] == {(): 2}
         assert found["messages_ignored_total"] == {(): 1}

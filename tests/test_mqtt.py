@@ -16,7 +16,7 @@ import pytest
 
 from streamer.clock import SystemClock
 from streamer.errors import ServiceError
-from streamer.mqtt import SHORTEST_LINGER_SECONDS, SMALL_BATCH, Linger, LinkStatus, MqttLink
+from streamer.mqtt import OUTGOING_BYTES, SHORTEST_LINGER_SECONDS, SMALL_BATCH, Linger, LinkStatus, MqttLink
 from streamer.readings import Message
 from streamer.topics import is_own_output
 from streamer.wire import Wire, tls_context
@@ -48,7 +48,7 @@ class Options(TypedDict, total=False):
     reconnect_min_seconds: float
     reconnect_max_seconds: float
     max_packet_bytes: int
-    outgoing_limit: int
+    outgoing_bytes: int
     unwanted: list[str]
     fast: bool
 
@@ -485,16 +485,26 @@ def test_connect_says_what_we_want(link: StartLink, level: int) -> None:
     """A session that outlives the connection, a will, the limits of what may be sent to us."""
     with FakeBroker(welcome_and_stay) as fake:
         protocol = "5" if level == 5 else "3.1.1"
-        linked = link(fake.port, protocol=protocol, username="gateway", password=PASSWORD, keep_alive_seconds=17)
+        linked = link(
+            fake.port,
+            protocol=protocol,
+            username="gateway",
+            password=PASSWORD,
+            keep_alive_seconds=17,
+            max_packet_bytes=77_777,
+        )
         linked.wait_subscribed()
         connect = fake.peers[0].packets[0][1]
         assert connect[7] == 0b1110_1100  # user, password, will retained at QoS 1, no clean start
         assert connect[8:10] == struct.pack(">H", 17)
-        properties = b"\x11" + struct.pack(">I", 259_200) + b"\x21" + struct.pack(">H", 1000)
-        properties += b"\x27" + struct.pack(">I", 1_048_576)
-        if level == 5:
-            assert connect[10] == len(properties)
-            assert sorted(connect[11 : 11 + len(properties)]) == sorted(properties)
+        if level == 5:  # MQTT 5.0, section 3.1.2.11: session expiry, receive maximum, maximum packet size
+            numbers = {0x11: ">I", 0x21: ">H", 0x27: ">I"}
+            found, at = dict[int, int](), 11
+            while at < 11 + connect[10]:
+                form = numbers[connect[at]]
+                (found[connect[at]],) = struct.unpack_from(form, connect, at + 1)
+                at += 1 + struct.calcsize(form)
+            assert found == {0x11: 259_200, 0x21: 1000, 0x27: 77_777}
         for text in (b"streamer-test", STATUS.encode(), b"offline", b"gateway", PASSWORD.encode()):
             assert len(text).to_bytes(2, "big") + text in connect
         subscribe = next(body for head, body in fake.peers[0].packets if head == 0x82)
@@ -691,12 +701,13 @@ def test_the_outgoing_queue_is_bounded(link: StartLink, mosquitto: StartBroker) 
     seen.wait_subscribed()
     with Proxy(server.port) as proxy:
         proxy.blackhole()
-        linked = link(proxy.port, outgoing_limit=50)
-        assert [linked.link.publish("a", b"%d" % n) for n in range(60)] == [True] * 50 + [False] * 10
+        linked = link(proxy.port, outgoing_bytes=50 * (OUTGOING_BYTES + 3))
+        assert [linked.link.publish("a", b"%02d" % n) for n in range(60)] == [True] * 50 + [False] * 10
         assert linked.link.counters().publishes_dropped == 10
         proxy.heal()
         wait_until(lambda: len(seen.payloads("a")) == 50, SECONDS, "50 messages")
-        assert seen.payloads("a") == [b"%d" % n for n in range(50)]
+        assert seen.payloads("a") == [b"%02d" % n for n in range(50)]
+        assert linked.link.publish("a", b"50")  # there is room again
 
 
 def test_a_publish_that_the_broker_refuses_is_counted(mosquitto: StartBroker, link: StartLink) -> None:

@@ -56,6 +56,7 @@ def test_an_alarm_event_says_everything_about_the_alarm() -> None:
         "updated_at": 1_767_225_660.0,
         "closed_at": None,
         "closed": None,
+        "reason": None,
         "value": 90.0,
         "expected": 20.5,
         "lower": 18.0,

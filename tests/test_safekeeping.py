@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from models.features import Narrow
 from models.weights import ForecasterConfig
 from streamer.clock import ManualClock
+from streamer.diskthread import DiskThread
 from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, Engine
 from streamer.inbox import Inbox
 from streamer.journal import Journal
@@ -25,15 +27,17 @@ from streamer.records import Group, SessionLost
 from streamer.recovery import replay
 from streamer.redelivery import Redelivery, RedeliveryState
 from streamer.registry import Registry
-from streamer.safekeeping import RETRY_SECONDS
+from streamer.safekeeping import HANGING_SECONDS, RETRY_SECONDS, Begin, at_once
 from streamer.shard import Shard, State
 from tests import scrapes
 from tests.crashfs import CrashFiles
 from tests.streams import START, random_weights
 from tests.test_shard import same
+from tests.waiting import wait_until
 
 WEIGHTS = random_weights(ForecasterConfig(input_size=18, hidden_size=4))
 SERIES = 5
+SECONDS = 20.0
 WINDOW, IDENTIFIERS = 30, 40  # unconfirmed at most; identifiers are used again soon
 
 
@@ -85,13 +89,22 @@ class Snapshot:
 class Daemon:
     """An engine on a directory of files, from its start on."""
 
-    def __init__(self, files: CrashFiles, broker: Broker, clock: ManualClock, saved: Snapshot | None) -> None:
+    def __init__(
+        self,
+        files: CrashFiles,
+        broker: Broker,
+        clock: ManualClock,
+        saved: Snapshot | None,
+        begin: Begin = at_once,
+        make: Callable[[], Shard] | None = None,
+    ) -> None:
         self.files, self.broker, self.clock, self.saved = files, broker, clock, saved
         self.journal = Journal(files, clock.now, segment_bytes=3_000)
-        self.shard = new_shard()
+        self.shard = (make or new_shard)()
         self.redelivery = Redelivery()
         self.acknowledged: list[Message] = []
         self.lose_acknowledgements = False
+        self.is_slow = begin is not at_once
         self.saves = 0
         position = saved.position if saved else 0
         opened = self.journal.open(beyond=position)
@@ -125,11 +138,13 @@ class Daemon:
             save=self.save,
             snapshot_seconds=40.0,
             max_pending_bytes=5_000,
+            begin=begin,
+            patience_seconds=0.02,
         )
         self.receive(broker.connect())
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
-        assert self.journal.durable == self.journal.end
+        assert self.is_slow or self.journal.durable == self.journal.end
         self.acknowledged += messages
         if not self.lose_acknowledgements:
             self.broker.acknowledge(messages)
@@ -156,6 +171,15 @@ class Daemon:
         room = WINDOW - len(self.broker.unconfirmed)
         self.receive([self.broker.publish(self.clock.now()) for _ in range(min(count, room))])
         self.engine.turn(self.inbox.take(1_000, 0))
+
+    def wait_acknowledged(self, count: int) -> None:
+        """Turns without messages until the broker has been told of so many."""
+
+        def is_told() -> bool:
+            self.turn()
+            return len(self.acknowledged) == count
+
+        wait_until(is_told, SECONDS, f"{count} acknowledgements")
 
     def rejected(self) -> float:
         return scrapes.parse(self.metrics.render("")[0].decode())["messages_rejected_total", "redelivered"]
@@ -345,3 +369,142 @@ def test_messages_gather_until_the_next_commit() -> None:
     late.start()
     assert len(daemon.engine._take(2)) == 2
     late.join()
+
+
+class SlowDisk:
+    """Files that hang where they are told to, and the thread that hangs with them."""
+
+    def __init__(self) -> None:
+        self.files = CrashFiles()
+        self.files.step = self._step
+        self.begin = DiskThread().begin
+        self.hangs_at = 0
+        """the n-th step from now on; 0: none"""
+        self.hangs = threading.Event()
+        self._go_on = threading.Event()
+        self._is_killed = False
+
+    def _step(self) -> None:
+        if threading.current_thread().name != "disk" or not self.hangs_at:
+            return
+        self.hangs_at -= 1
+        if not self.hangs_at:
+            self.hangs.set()
+            assert self._go_on.wait(SECONDS)
+            self.hangs.clear()
+            self._go_on.clear()
+            if self._is_killed:
+                raise Killed
+
+    def release(self) -> None:
+        self.hangs_at = 0
+        if self.hangs.is_set():
+            self._go_on.set()
+
+    def kill(self) -> CrashFiles:
+        """What the disk has of it by then."""
+        left = self.files.one_after_power_cut(random.Random(1))
+        self._is_killed = True
+        self.release()
+        return left
+
+
+def test_a_disk_that_hangs_is_as_one_that_is_full() -> None:
+    """Scoring goes on from memory; it is told after a while; when the disk answers all is acknowledged, once."""
+    disk, broker, clock = SlowDisk(), Broker(), ManualClock(START)
+    daemon = Daemon(disk.files, broker, clock, None, disk.begin)
+    daemon.turn(3)
+    daemon.wait_acknowledged(3)
+    saves = daemon.saves
+    disk.hangs_at = 1
+    daemon.turn(3)
+    assert disk.hangs.wait(SECONDS)
+    assert daemon.engine.journal_trouble() is None
+    clock.advance(HANGING_SECONDS + 1.0)
+    assert daemon.engine.journal_trouble() == "the disk has not answered for 6 seconds"
+    for _ in range(8):
+        daemon.turn(3)
+    assert daemon.engine.trouble() is None
+    assert (len(daemon.acknowledged), daemon.saves) == (3, saves)
+    assert daemon.shard.detector.statistics.narrow[:, Narrow.COUNT].sum() == 30
+    disk.release()
+    daemon.wait_acknowledged(30)
+    assert daemon.engine.journal_trouble() is None
+    assert [message.mid for message in daemon.acknowledged] == [*range(1, 31)]
+    judge(daemon)
+
+
+def test_what_a_slow_disk_has_taken_is_acknowledged_while_the_rest_waits() -> None:
+    """A disk whose every write takes longer than scoring waits for it gets on all the same."""
+    disk, broker, clock = SlowDisk(), Broker(), ManualClock(START)
+    daemon = Daemon(disk.files, broker, clock, None, disk.begin)
+    daemon.turn(1)
+    daemon.wait_acknowledged(1)
+    for so_far in (1, 3, 5):
+        disk.hangs_at = 1
+        daemon.turn(2)
+        assert disk.hangs.wait(SECONDS)
+        assert len(daemon.acknowledged) == so_far
+        disk.release()
+        wait_until(lambda: not disk.hangs.is_set(), SECONDS, "an answer")
+        daemon.wait_acknowledged(so_far + 2)
+    judge(daemon)
+
+
+def test_a_disk_that_is_always_at_something_lets_a_snapshot_be_made() -> None:
+    """When one is due nothing more is taken until all is safe; the time that a disk may hang bounds that."""
+    disk, broker, clock = SlowDisk(), Broker(), ManualClock(START)
+    daemon = Daemon(disk.files, broker, clock, None, disk.begin)
+    daemon.turn(1)
+    daemon.wait_acknowledged(1)
+    clock.advance(40.0)
+    saves, disk.hangs_at = daemon.saves, 1
+    daemon.turn(2)
+    assert disk.hangs.wait(SECONDS)
+    daemon.receive([broker.publish(clock.now())])
+    assert daemon.engine._take(10) == []
+    clock.advance(HANGING_SECONDS + 1.0)
+    assert len(daemon.engine._take(1)) == 1
+    disk.release()
+    daemon.wait_acknowledged(3)
+    assert daemon.saves > saves
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_kill_while_the_disk_hangs_loses_nothing(step: int) -> None:
+    """In the write and in the sync of it."""
+    disk, broker, clock = SlowDisk(), Broker(), ManualClock(START)
+    daemon = Daemon(disk.files, broker, clock, None, disk.begin)
+    daemon.turn(3)
+    daemon.wait_acknowledged(3)
+    disk.hangs_at = step
+    for _ in range(5):
+        daemon.turn(3)
+    assert disk.hangs.wait(SECONDS)
+    daemon = Daemon(disk.kill(), broker, clock, daemon.saved)
+    daemon.turn(2)
+    judge(daemon)
+    assert broker.published == 20
+
+
+@pytest.mark.parametrize("how", ["full", "hangs"])
+def test_a_stop_does_not_wait_for_the_disk(how: str) -> None:
+    """Nor does the engine turn in circles until its time is up; what is not safe is left to the broker."""
+    disk, broker, clock = SlowDisk(), Broker(), ManualClock(START)
+    daemon = Daemon(disk.files, broker, clock, None, disk.begin)
+    if how == "full":
+        disk.files.room_bytes = 0
+    else:
+        disk.hangs_at = 1
+    while daemon.engine.pending_bytes() < 5_000:
+        daemon.turn(9)
+        broker.unconfirmed.clear()
+    daemon.receive([broker.publish(clock.now())])
+    daemon.engine.start()
+    daemon.inbox.close()
+    began = time.monotonic()
+    assert not daemon.engine.stop(20.0)
+    assert time.monotonic() - began < 5.0
+    assert (len(daemon.acknowledged), daemon.saves, daemon.inbox.queued()) == (0, 0, 1)
+    assert not daemon.engine.is_safe_unsaved
+    disk.release()

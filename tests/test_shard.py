@@ -305,6 +305,72 @@ def test_an_evicted_series_closes_its_alarm_and_frees_its_slot() -> None:
     assert shard.cadence.allowed_seconds(1, now).tolist() == [np.inf]
 
 
+def test_a_slot_that_is_used_again_has_no_past() -> None:
+    """In every array, to the last bit, as in a shard that never knew another series; so are its alarms to come."""
+    used, now = in_alarm()
+    used.evict(np.array([0, 2]), now)
+    fresh = new_shard(KEYS)
+    fresh.registry.evict([0, 2])
+    readings = batch([0, 2] * 300, now + 60.0 * np.arange(300).repeat(2), noise(600))
+    readings.value[400:420] += 500.0
+    for shard in (used, fresh):
+        shard.listen_from(now)
+        assert shard.registry.resolve(["plant/y", "plant/x"], now).tolist() == [2, 0]
+    one, other = (shard.process(readings, readings.time).changes for shard in (used, fresh))
+    assert told(one) == told(other)
+    assert "opened" in {change.what for change in one}
+    for name, array in used.export().arrays.items():
+        np.testing.assert_array_equal(array[[0, 2]], fresh.export().arrays[name][[0, 2]], name)
+
+
+def test_a_device_that_is_silent_stays_so_without_one_of_its_series() -> None:
+    """Its alarm closes with the last one, and says why."""
+    shard, now = in_alarm()
+    (silent,) = (alarm for alarm in shard.open_alarms() if alarm.kind == "silent")
+    assert shard.evict(np.array([2]), now) == []
+    assert silent in shard.open_alarms()
+    assert shard.find_silent(now + 60.0) == []
+    (closed,) = shard.evict(np.array([3]), now + 70.0)
+    assert (closed.what, closed.alarm.id) == ("closed", silent.id)
+    assert (closed.alarm.closed_at, closed.alarm.reason) == (now + 70.0, "evicted")
+    assert silent.id not in [alarm.id for alarm in shard.open_alarms()]
+
+
+def test_who_is_worth_least_makes_room_first() -> None:
+    """A stranger, then who has an old normal, then who is silent, then an incident; the longest quiet first."""
+    shard, now = in_alarm()
+    shard.registry.max_series = 7
+    shard.make_room(7)
+    slots = shard.registry.resolve(["stranger/new", "stranger/old"], now)
+    assert slots.tolist() == [5, 6]
+    shard.process(batch(6, now - 5.0, 1.0), now - 5.0)
+    shard.process(batch(5, now, 1.0), now)
+    later = now + 2 * 86_400.0
+    assert shard.idle(later, 86_400.0, 9).tolist() == [6, 5, 1, 4, 2, 3, 0]
+    assert shard.idle(later, 86_400.0, 3).tolist() == [6, 5, 1]
+
+
+def test_who_is_idle() -> None:
+    """Who has kept quiet for so long, longer than its cadence allows, and while the daemon has listened for an hour."""
+    shard = new_shard(["minutes", "daily", "stranger"])
+    day, hour = 86_400.0, 3600.0
+    for k in range(40):
+        shard.process(batch(1, START + day * k, 1.0), START + day * k)
+    now = START + 39 * day
+    for k in range(40):
+        shard.process(batch(0, now + 60.0 * k, 1.0), now + 60.0 * k)
+    now += 39 * 60.0
+    shard.process(batch(2, now, 1.0), now)
+    assert shard.idle(now + 1.9 * day, 2 * day, 9).tolist() == []
+    assert shard.idle(now + 2.1 * day, 2 * day, 9).tolist() == [2, 0]
+    assert shard.idle(now + 5.1 * day, 2 * day, 9).tolist() == [2, 1, 0]
+    shard.listen_from(now + 5.1 * day)
+    assert shard.idle(now + 5.1 * day + 0.9 * hour, 2 * day, 9).tolist() == []
+    assert shard.idle(now + 5.1 * day + 1.1 * hour, 2 * day, 9).tolist() == [2, 0]
+    shard.evict(np.array([2]), now)
+    assert shard.idle(now + 6.0 * day, 2 * day, 9).tolist() == [0]
+
+
 def test_series_that_are_warming_are_counted() -> None:
     """Free slots are not."""
     shard = new_shard(KEYS, max_series=50)

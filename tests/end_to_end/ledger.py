@@ -31,6 +31,12 @@ def new_snapshot(state: Path) -> Path:
     return state / f"snapshot-{max(numbers, default=0) + 1:012d}.snap.part"
 
 
+def journaled(state: Path) -> list[int]:
+    """The values that the journal holds, in its order."""
+    groups = [record for _, record in read(DiskFiles(state / "journal"), 0) if isinstance(record, Group)]
+    return [int(value) for group in groups for value in group.batch.value]
+
+
 class Ledger:
     """Numbers the messages, and keeps a twin of the daemon that is never killed: it reads on in the same journal."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +16,11 @@ import pytest
 
 from tests.conftest import StartBroker
 from tests.end_to_end.daemon import SECONDS, STREAMER, client, message, running, send, with_segments_of
-from tests.end_to_end.ledger import KEEPS_ALL, new_snapshot
+from tests.end_to_end.ledger import KEEPS_ALL, journaled, new_snapshot
 from tests.end_to_end.scene import Scene, scene
 from tests.end_to_end.strace import REMOVE, RENAME, failing
 from tests.end_to_end.test_failures import learned
+from tests.servers import program
 from tests.waiting import wait_until
 
 
@@ -39,6 +42,68 @@ def test_what_both_snapshots_have_lost_the_journal_still_has(mosquitto: StartBro
             assert daemon.numbers()["state_restored", ""] == 1
             assert daemon.stop() == 0
     assert learned(tmp_path / "state") == 60
+
+
+@pytest.mark.server("strace")
+def test_a_disk_that_hangs_stops_acknowledgements_not_scoring_and_heals(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """fdatasync takes minutes: not ready, and it says why; the broker has all of it until the disk answers."""
+    broker, tracer = mosquitto(lines=KEEPS_ALL), program("strace")
+    with client(broker) as peer, running(broker.port, tmp_path) as daemon:
+        daemon.wait_ready()
+        send(peer, "plant/oven", message(0, 20.0))
+        daemon.wait_settled(1)
+        slow = [tracer, "-qq", "-f", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=300000000"]
+        with subprocess.Popen([*slow, "-p", str(daemon.process.pid)], stderr=subprocess.DEVNULL) as tracing:
+            wait_until(lambda: is_traced(daemon.process.pid), SECONDS, "strace")
+            for k in range(1, 300):
+                send(peer, "plant/oven", message(k, 20.0))
+            daemon.wait_settled(300)
+            wait_until(lambda: daemon.get("/-/ready")[0] == 503, SECONDS, "not ready")
+            assert "the disk has not answered for" in daemon.get("/-/ready")[1]
+            assert daemon.get("/-/healthy")[0] == 200
+            numbers = daemon.numbers()
+            assert (numbers["journal_failing", ""], numbers["readings_scored_total", ""]) == (1, 280)
+            assert numbers["journal_pending_bytes", ""] > 0
+            tracing.kill()
+        daemon.wait_ready()
+        numbers = daemon.numbers()
+        assert (numbers["journal_failing", ""], numbers["journal_pending_bytes", ""]) == (0, 0)
+        daemon.process.kill()
+    with running(broker.port, tmp_path) as daemon:
+        daemon.wait_ready()
+        assert daemon.numbers()["messages_received_total", ""] == 0
+        assert daemon.stop() == 0
+    assert learned(tmp_path / "state") == 300
+
+
+@pytest.mark.server("strace")
+def test_sigterm_is_obeyed_while_the_disk_hangs(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """In time, and the loss of the snapshot is said; what the disk had not taken comes again."""
+    broker, tracer = mosquitto(lines=KEEPS_ALL), program("strace")
+    with client(broker) as peer:
+        with running(broker.port, tmp_path) as daemon:
+            daemon.wait_ready()
+            slow = [tracer, "-qq", "-f", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=300000000"]
+            with subprocess.Popen([*slow, "-p", str(daemon.process.pid)], stderr=subprocess.DEVNULL) as tracing:
+                wait_until(lambda: is_traced(daemon.process.pid), SECONDS, "strace")
+                for k in range(30):
+                    send(peer, "plant/oven", message(k, 20.0))
+                daemon.wait_settled(30)
+                daemon.process.send_signal(signal.SIGTERM)
+                daemon.wait_log("state_saved=false", seconds=5)
+                tracing.kill()  # the kernel lets no process go that the disk, here strace, still has in its hands
+                assert daemon.process.wait(SECONDS) == 1
+        with running(broker.port, tmp_path) as daemon:
+            daemon.wait_ready()
+            wait_until(lambda: len(journaled(tmp_path / "state")) == 30, SECONDS, "all of them in the journal")
+            assert daemon.stop() == 0
+    assert learned(tmp_path / "state") == 30
+
+
+def is_traced(process: int) -> bool:
+    """All of its threads are in a tracer's hands."""
+    statuses = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/status")]
+    return all("TracerPid:\t0" not in status for status in statuses)
 
 
 # --- The disk refuses ---
@@ -156,8 +221,8 @@ def mounted(place: Path, *arguments: str | Path) -> Iterator[Path]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """The state directory, of 4 MiB."""
-    yield from mounted(tmp_path / "state", "-t", "tmpfs", "-o", "size=4m", "tmpfs")
+    """The state directory, of 4 MiB and 40 files."""
+    yield from mounted(tmp_path / "state", "-t", "tmpfs", "-o", "size=4m,nr_inodes=40", "tmpfs")
 
 
 def fill(disk: Path) -> Path:
@@ -247,3 +312,30 @@ def test_a_full_disk_stops_acknowledgements_not_scoring_and_heals(
         daemon.wait_ready()
         assert daemon.stop() == 0
     assert learned(small_disk) == 300
+
+
+def test_a_snapshot_that_finds_no_inode_is_told_and_heals(
+    mosquitto: StartBroker, tmp_path: Path, small_disk: Path
+) -> None:
+    """The journal has its file and goes on: all is acknowledged meanwhile, the daemon stays ready."""
+    broker = mosquitto()
+    with client(broker) as peer, running(broker.port, tmp_path, "state.snapshot_seconds=1") as daemon:
+        daemon.wait_ready()
+        send(peer, "plant/oven", message(0, 20.0))
+        wait_until(lambda: daemon.numbers()["snapshot_total", "ok"] >= 2, SECONDS, "two snapshots")
+        (small_disk / "ballast").mkdir()
+        with contextlib.suppress(OSError):  # that there is none left
+            for number in range(100):
+                (small_disk / "ballast" / str(number)).touch()
+        wait_until(lambda: daemon.numbers()["snapshot_total", "failed"] >= 1, SECONDS, "a snapshot that fails")
+        daemon.wait_log("snapshot failed reason=")
+        for k in range(1, 30):
+            send(peer, "plant/oven", message(k, 20.0))
+        daemon.wait_settled(30)
+        assert daemon.get("/-/ready")[0] == 200
+        wait_until(lambda: len(journaled(small_disk)) == 30, SECONDS, "all of them in the journal")
+        good = daemon.numbers()["snapshot_total", "ok"]
+        shutil.rmtree(small_disk / "ballast")
+        wait_until(lambda: daemon.numbers()["snapshot_total", "ok"] > good, SECONDS, "a snapshot again")
+        assert daemon.stop() == 0
+    assert learned(small_disk) == 30
