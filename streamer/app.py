@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import threading
@@ -136,6 +135,7 @@ class App:
             else None
         )
         self._writing: threading.Thread | None = None
+        self._write_failure: BaseException | None = None
         self._is_writing_last = False
         self._has_saved_last = False
         self._owes_snapshot = False
@@ -321,9 +321,6 @@ class App:
                 f"state.directory: {self._journal_directory} cannot be used: {error.strerror}; "
                 "expected a directory that this user can read and write"
             ) from error
-        if keeps:
-            with contextlib.suppress(OSError):  # then nothing is acknowledged, and the engine says so
-                journal.sync()
         for damage in opened.damage:
             event(log, logging.ERROR, "journal damaged", reason=damage)
         if opened.cut_bytes:
@@ -360,6 +357,8 @@ class App:
             self.metrics.add("snapshot_total", 1, "failed")
             event(log, logging.ERROR, "snapshot left out: the disk is still at the one before")
             return
+        if self._write_failure is not None:
+            raise self._write_failure
         self._drop_journal()
         position, known = self._journal.end, self._redelivery.state()
         shard.begin_copy()
@@ -404,11 +403,15 @@ class App:
             path = snapshot.write(
                 self._directory.path, state.arrays, state.rest, position=position, is_gentle=not is_last
             )
+            size_bytes = path.stat().st_size
         except OSError as error:
             self.metrics.add("snapshot_total", 1, "failed")
             event(log, logging.ERROR, "snapshot failed", reason=str(error))
             return
-        self.metrics.snapshot("ok", time.monotonic() - started, path.stat().st_size, self._clock.now())
+        except BaseException as error:
+            self._write_failure = error  # a bug is not swallowed: the engine meets it at the next snapshot
+            raise
+        self.metrics.snapshot("ok", time.monotonic() - started, size_bytes, self._clock.now())
         self._positions.append(position)
         self._has_saved_last = is_last
         self._owes_snapshot = False

@@ -230,8 +230,8 @@ class Engine:
 
     @property
     def is_safe_unsaved(self) -> bool:
-        """It has left in the middle of a turn, and the journal has what a snapshot could not."""
-        return self._has_left and self._safekeeping.is_safe
+        """Whatever has become of the last snapshot, a start finds all in the journal."""
+        return self._safekeeping.has_journal and self._safekeeping.is_safe and not self._owes_snapshot()
 
     def journal_trouble(self) -> str | None:
         """Why nothing is acknowledged, None while all is well."""
@@ -263,13 +263,10 @@ class Engine:
                     share = TURN_SECONDS / max(self._clock.monotonic() - started, TURN_SECONDS / MAX_BATCH)
                     limit = min(max(int(len(messages) * share), LEAST_BATCH), MAX_BATCH)
             self._safekeeping.commit([], np.inf, is_last=True)
-            self._remember_told()
             self._saving = None  # one that is not finished is older
-            if self._save_if_whole():
+            if self._remember_all() and self._save_if_whole():
                 while self._go_on_saving():
                     pass
-            if self._remembering is not None:
-                wait([self._remembering], PATIENCE_SECONDS)
             self._safekeeping.close()
         except BaseException as error:
             self._failure = error
@@ -293,14 +290,19 @@ class Engine:
 
     def _waits_to_save(self) -> bool:
         """A snapshot is due, and a slow disk is always at something: it ends if nothing more is taken."""
-        is_due = self._clock.monotonic() - self._saved_at >= self._snapshot_seconds
-        return is_due and not self._safekeeping.is_safe and self.journal_trouble() is None
+        now = self._clock.monotonic()
+        is_due = now - self._saved_at >= self._save_every_seconds()
+        return is_due and not self._safekeeping.is_safe and self._safekeeping.disk_trouble(now) is None
+
+    def _save_every_seconds(self) -> float:
+        return OWED_SNAPSHOT_SECONDS if self._owes_snapshot() else self._snapshot_seconds
 
     def _save_if_whole(self) -> bool:
         """A snapshot must be neither ahead of the journal nor in the middle of a group."""
         if self._has_left or not self._safekeeping.is_safe:
             return False
-        self._remember_told()  # how an alarm closed is in the journal behind the snapshot, and not in a replay from it
+        if not self._remember_all():  # how an alarm closed is in the journal, and not in a replay from here on
+            return False
         self._saving = self._save(self._shard)
         self._go_on_saving()
         self._safekeeping.begin_anew()
@@ -335,8 +337,7 @@ class Engine:
             self._commit([], started)
         if started - self._swept_at >= SWEEP_SECONDS:
             self._sweep(started)
-        every = OWED_SNAPSHOT_SECONDS if self._owes_snapshot() else self._snapshot_seconds
-        if not self._go_on_saving() and started - self._saved_at >= every:
+        if not self._go_on_saving() and started - self._saved_at >= self._save_every_seconds():
             self._saved_at = started if self._save_if_whole() else self._saved_at
         self.progress_at = self._clock.monotonic()
 
@@ -521,6 +522,14 @@ class Engine:
         if self._remembering is None and not (self._untold or self._lost) and self.alarms != self._remembered:
             self._remembering = self._begin(partial(self._remember, self.alarms))
             self._remembered = self.alarms
+
+    def _remember_all(self) -> bool:
+        """What has been told is on disk; False if the disk does not answer soon."""
+        for _ in range(2):  # the first may still be an older write
+            self._remember_told()
+            if self._remembering is not None and not wait([self._remembering], PATIENCE_SECONDS).done:
+                return False
+        return True
 
     def _take_mail(self) -> None:
         adjustment, self._mailbox = self._mailbox, None

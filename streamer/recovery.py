@@ -12,6 +12,7 @@ not, what follows would go to the wrong series, and the replay ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,7 +155,10 @@ def _replay_over_damage(journal: Journal, start: int, shard: Shard, redelivery: 
 
 
 def _behind_damage(records: Iterable[tuple[int, Record]], shard: Shard) -> Iterable[tuple[int, Record]]:
-    """The records, if the first group among them is of this shard's series; else nothing."""
+    """The records, if the first group among them is of this shard's series; else nothing.
+
+    Silence is counted from that group on at the earliest, whatever a snapshot has had written again behind it.
+    """
     held: list[tuple[int, Record]] = []
     changes = shard.registry.changes
     rest = iter(records)
@@ -165,16 +169,18 @@ def _behind_damage(records: Iterable[tuple[int, Record]], shard: Shard) -> Itera
         if isinstance(record, Group):
             if record.changes == changes and record.before >= shard.taken:
                 shard.taken = record.before
-                shard.listen_from(max(shard.cadence.listening_since, float(record.arrival.min(initial=np.inf))))
-                yield from held
-                yield from rest
+                floor = max(shard.cadence.listening_since, float(record.arrival.min(initial=np.inf)))
+                shard.listen_from(floor)
+                for at, each in chain(held, rest):
+                    yield at, Listening(max(each.since, floor)) if isinstance(each, Listening) else each
             return
 
 
 def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, redelivery: Redelivery) -> Recovered:
     """Takes in what `Journal.read(start)` gives. Raises ValueError and OSError.
 
-    Groups that follow one another are taken as one: by how a stream is cut no state differs.
+    Groups that follow one another are taken as one: by how a stream is cut no state differs. But one that ends a
+    silence is taken by itself, as it was: when the incident closed, and what was an interval, goes by its own time.
     """
     end, readings, damage = start, 0, None
     closed: dict[str, Alarm] = {}
@@ -193,18 +199,29 @@ def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, rede
     try:
         for position, record in records:
             if isinstance(record, Group):
+                ends_silence = _ends_silence(record, shard)
+                if ends_silence:
+                    take()
                 redelivery.note(record)
                 groups.append(record)
                 waiting += len(record.batch)
                 readings += len(record.batch)
-            if waiting >= MOST_MERGED or not isinstance(record, Group):
+                if ends_silence or waiting >= MOST_MERGED:
+                    take()
+            else:
                 take()
-                note([] if isinstance(record, Group) else apply(record, shard, redelivery))
+                note(apply(record, shard, redelivery))
             end = position + 1
     except DamagedError as found:
         damage = found
     take()
     return Recovered(end, readings, damage, closed)
+
+
+def _ends_silence(group: Group, shard: Shard) -> bool:
+    slots = group.batch.slot
+    known = slots[(slots >= 0) & (slots < shard.registry.rows)]
+    return bool(shard.silence_alarms.is_silent(known.astype(np.intp)).any())
 
 
 def apply(record: Record, shard: Shard, redelivery: Redelivery) -> list[Change]:

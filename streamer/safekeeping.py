@@ -106,10 +106,14 @@ class Safekeeping:
 
     def trouble(self, monotonic: float) -> str | None:
         """Why nothing is acknowledged, None while all is well. Any thread may ask."""
+        return self.disk_trouble(monotonic) or (OWED if self._owes_snapshot() else None)
+
+    def disk_trouble(self, monotonic: float) -> str | None:
+        """What is wrong with the disk, None if nothing is."""
         began_at = self._began_at
         if began_at is not None and monotonic - began_at > HANGING_SECONDS:
             return f"the disk has not answered for {monotonic - began_at:.0f} seconds"
-        return self._refusal or (OWED if self._owes_snapshot() else None)
+        return self._refusal
 
     def begin_anew(self) -> None:
         """After a snapshot: what is not in it and was written before is written again."""
@@ -226,7 +230,8 @@ class Safekeeping:
         end, messages = self._waiting.pop()
         kept = [message._replace(topic="", payload=b"") for message in messages if message.qos]
         self._waiting_messages -= len(messages) - len(kept)
-        self._waiting.append(_Waiting(end, kept))
+        if kept:
+            self._waiting.append(_Waiting(end, kept))
 
     def applied(self, messages: Sequence[Message]) -> None:
         """Without a journal that is when the broker is told."""

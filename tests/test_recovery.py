@@ -14,7 +14,7 @@ from streamer import snapshot
 from streamer.disk import DiskFiles
 from streamer.journal import Journal
 from streamer.readings import Alarm, Batch
-from streamer.records import Admitted, Budget, Evicted, Group, Heard, Listening, SessionLost, Swept
+from streamer.records import Admitted, Budget, Evicted, Group, Heard, Listening, Record, SessionLost, Swept
 from streamer.recovery import Recovered, apply, recover, replay, restore
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE, Registry
@@ -139,6 +139,30 @@ def test_a_replay_gives_the_state_that_wrote_the_journal(tmp_path: Path) -> None
     redelivery.restore(known)
     replay(again.read(position), position, from_middle, redelivery)
     assert_twins(run, from_middle, redelivery)
+
+
+def single(slot: int, at: float) -> Group:
+    """One message with one reading, taken when it was measured."""
+    batch = Batch(np.array([slot], np.int32), np.array([at]), np.array([20.0 + np.sin(at)]), np.zeros(1, np.uint8))
+    return Group(batch, np.array([at]), np.ones(1, np.uint32), np.ones(1, np.uint32), np.ones(1, np.uint16))
+
+
+def test_series_that_come_back_from_silence_come_back_one_by_one() -> None:
+    """Groups are not merged there: who ends the incident, when, and whose interval teaches, is as it was in service."""
+    keys, devices = ["gateway/a#v", "gateway/b#v", "other/c#v"], ["gateway", "gateway", "other"]
+    records: list[Record] = [Listening(START), Budget(1.0), Admitted([0, 1, 2], keys, devices, 50.0, START)]
+    beats = START + 10.0 * np.arange(200)
+    records += [single(slot, at + slot) for at in beats for slot in range(3)]
+    back = START + 3000.0
+    records += [Swept(back - 5), single(0, back), single(1, back + 1), single(2, back + 60)]
+    live, replayed = new_shard(per_minute=600.0, burst=100.0), new_shard(per_minute=600.0, burst=100.0)
+    closed: dict[str, Alarm] = {}
+    for record in records:
+        closed |= {each.alarm.id: each.alarm for each in apply(record, live, Redelivery()) if each.what == "closed"}
+    found = replay(enumerate(records), 0, replayed, Redelivery())
+    assert len(closed) == 2
+    assert found.closed == closed
+    same(replayed.export(), live.export())
 
 
 def test_a_damaged_journal_is_replayed_up_to_the_damage() -> None:
