@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from streamer.readings import Batch, Flag, Float64
 
-MOST_HELD = 1 << 19  # 19 MB, and twice that while a turn adds to them
-FIELDS = {"slot": "i4", "time": "f8", "value": "f8", "flags": "u1", "arrival": "f8", "number": "i8"}
-ROW = np.dtype(list(FIELDS.items()))
+MOST_HELD = 1 << 19  # 21 MB, and three times that while a turn adds to them
+FIELDS = {"slot": "i4", "flags": "u1", "time": "f8", "value": "f8", "arrival": "f8", "number": "i8"}
+ROW = np.dtype(list(FIELDS.items()), align=True)
 """`number` counts all readings of the shard: it tells who came first"""
 RELEASED, LATEST = "reorder.released", "reorder.latest"
 PREFIX = "reorder."
@@ -58,9 +58,10 @@ class Reorder:
         self.is_used = self.lateness_seconds > 0
         """there is an allowance, or has been one in the time that state and journal remember"""
         self.held: Rows = np.empty(0, ROW)
-        """in the order in which they came"""
         self._released = np.empty(0)
         """by slot: the greatest event time that has gone on"""
+        self._newest = np.empty(0)
+        """by slot: the greatest that has come"""
         self._latest = -np.inf
         """arrival of the last reading that came"""
 
@@ -96,7 +97,7 @@ class Reorder:
 
     def is_due(self, now: float) -> bool:
         """`release` would give something."""
-        return len(self.held) > 0 and bool(self._due(now)[0])
+        return len(self.held) > 0 and bool(self._due(now).any())
 
     def release(self, now: float) -> Taken:
         """So much time has passed: gives what goes on then."""
@@ -117,69 +118,78 @@ class Reorder:
 
     def _take(self, came: Rows) -> tuple[Rows, Float64]:
         """`came` `(n,)`, n > 0, its arrivals not falling. Gives what goes on, and `Taken.elapsed`."""
-        self._make_room(int(came["slot"].max()) + 1)
-        # Only the series that are concerned are looked at: those that came, and those of which one has waited enough.
-        count, first = len(came), int(came["number"][0])
-        concerned = np.zeros(len(self._released), np.bool_)
-        concerned[came["slot"]] = True
-        arrival_due = self.held["arrival"] + self.lateness_seconds <= came["arrival"][-1]
-        number_due = self.held["number"] + MOST_HELD < first + count
-        concerned[self.held["slot"][arrival_due | number_due]] = True
-        looked_at = concerned[self.held["slot"]]
-        rows = np.concatenate([self.held[looked_at], came])
-        # Positions in `came`; -1 are those that waited before. Series by series, each in the order in which it came:
-        own = np.concatenate([np.full(len(rows) - count, -1), np.arange(count)])
-        by_slot = np.argsort(rows["slot"], kind="stable")
-        rows, own = rows[by_slot], own[by_slot]
-        slot, time = np.ascontiguousarray(rows["slot"]), np.ascontiguousarray(rows["time"])
-        is_same = np.concatenate([[False], slot[1:] == slot[:-1]])
-        series = np.cumsum(~is_same)
-        # One number for series and time, so that all series are searched at once.
-        times, rank = np.unique(time, return_inverse=True)
-        base = series * (len(times) + 1)
+        slot, time = came["slot"], came["time"]
+        count, lateness = len(came), self.lateness_seconds
+        self._make_room(int(slot.max()) + 1)
+        before = self._newest[slot]
+        # How the newest time of each series grows: series by series, in each in the order in which they came. One
+        # number stands for series and time, so that all are searched at once.
+        by_slot = np.argsort(slot, kind="stable")
+        is_first = np.append(True, slot[by_slot][1:] != slot[by_slot][:-1])
+        place = np.cumsum(is_first) - 1
+        times, rank = np.unique(np.maximum(time, before)[by_slot], return_inverse=True)
+        base = place * (len(times) + 1)
         newest = np.maximum.accumulate(base + rank)
+        elapsed = np.empty(count)
+        known = np.where(is_first, before[by_slot], times[np.roll(newest - base, 1)])
+        elapsed[by_slot] = np.where(known > -np.inf, time[by_slot] - known, np.nan)
+        np.maximum.at(self._newest, slot, time)
+
+        # Only what can go now is looked at: what is due at the end of these, and all that is no younger.
+        last_arrival, last_number = came["arrival"][-1], came["number"][-1]
+        limit = np.full(len(self._newest), -np.inf)
+        for rows in (self.held, came):
+            is_due = rows["time"] + lateness <= self._newest[rows["slot"]]
+            is_due |= (rows["arrival"] + lateness <= last_arrival) | (rows["number"] + MOST_HELD <= last_number)
+            is_due |= (rows["flags"] & Flag.ARRIVAL_TIME) != 0
+            np.maximum.at(limit, rows["slot"][is_due], rows["time"][is_due])
+        looked_at = self.held["time"] <= limit[self.held["slot"]]
+        rows = np.concatenate([self.held[looked_at], came])
+        own = np.concatenate([np.full(len(rows) - count, -1), np.arange(count)])
+        """position in `came`; -1: it has waited"""
+        slot, time = np.ascontiguousarray(rows["slot"]), np.ascontiguousarray(rows["time"])
 
         # When each is due: the position of the reading that makes it so, `count` if none of these does.
-        found = np.searchsorted(newest, base + np.searchsorted(times, time + self.lateness_seconds))
-        is_own = np.append(series, -1)[found] == series
-        by_time = np.where(is_own, np.append(own, count)[found], count)
-        by_arrival = np.searchsorted(came["arrival"], rows["arrival"] + self.lateness_seconds)
-        by_number = rows["number"] + MOST_HELD - first
-        before = self._released[slot]
-        at_once = ((rows["flags"] & Flag.ARRIVAL_TIME) != 0) | (time <= before)
+        place_of = np.full(len(self._newest), -1)
+        place_of[came["slot"][by_slot]] = place
+        wanted = place_of[slot] * (len(times) + 1) + np.searchsorted(times, time + lateness)
+        found = np.searchsorted(newest, wanted)
+        is_own = np.append(place, -1)[found] == place_of[slot]
+        by_time = np.where(is_own, np.append(by_slot, count)[found], count)
+        by_arrival = np.searchsorted(came["arrival"], rows["arrival"] + lateness)
+        by_number = rows["number"] + MOST_HELD - came["number"][0]
+        at_once = ((rows["flags"] & Flag.ARRIVAL_TIME) != 0) | (time <= self._released[slot])
         due = np.minimum(np.where(at_once, own, by_time), by_arrival)
         self.early += int((by_number < np.minimum(due, count)).sum())
         due = np.clip(np.minimum(due, by_number), np.maximum(own, 0), count)
 
         # With it goes what is no younger: the least `due` of those of the series that are no older.
-        youngest_first = np.argsort(-(base + rank), kind="stable")
-        key, weight = -(base + rank)[youngest_first], series[youngest_first] * (count + 1)
-        least = np.minimum.accumulate(due[youngest_first] + weight) - weight
+        youngest = np.lexsort((-time, slot))
+        is_other = np.append(True, slot[youngest][1:] != slot[youngest][:-1])
+        is_older = np.append(True, time[youngest][1:] != time[youngest][:-1]) | is_other
+        weight = -(count + 1) * np.cumsum(is_other)
+        least = np.minimum.accumulate(due[youngest] + weight) - weight
+        last_of_time = np.append(np.flatnonzero(is_older)[1:], len(rows)) - 1
         goes = np.empty(len(rows), np.intp)
-        goes[youngest_first] = least[np.searchsorted(key, key, side="right") - 1]
+        goes[youngest] = least[last_of_time[np.cumsum(is_older) - 1]]
         goes = np.maximum(goes, own)
-
-        known = np.where(is_same, times[np.append(0, newest[:-1]) - np.append(0, base[:-1])], -np.inf)
-        known = np.maximum(known, before)
-        elapsed = np.full(count, np.nan)
-        is_next = (own >= 0) & (known > -np.inf)
-        elapsed[own[is_next]] = time[is_next] - known[is_next]
 
         ready = np.flatnonzero(goes < count)
         ready = ready[np.lexsort((rows["number"][ready], time[ready], goes[ready]))]
         np.maximum.at(self._released, slot[ready], time[ready])
-        held = np.concatenate([self.held[~looked_at], rows[goes >= count]])
-        self.held = held[np.argsort(held["number"])]
+        self.held = np.concatenate([self.held[~looked_at], rows[goes >= count]])
         return rows[ready], elapsed
 
     def _make_room(self, slots: int) -> None:
         if slots > len(self._released):
             more = np.full(max(slots, 2 * len(self._released)) - len(self._released), -np.inf)
             self._released = np.concatenate([self._released, more])
+            self._newest = np.concatenate([self._newest, more])
 
     def evict(self, slots: NDArray[np.intp]) -> None:
         """Forgets these series. None of their readings waits any more: they are idle for longer than any may wait."""
-        self._released[slots[slots < len(self._released)]] = -np.inf
+        known = slots[slots < len(self._released)]
+        self._released[known] = self._newest[known] = -np.inf
         self.held = self.held[~np.isin(self.held["slot"], slots)]
 
     def state(self, slots: int) -> dict[str, NDArray[np.generic]]:
@@ -189,7 +199,8 @@ class Reorder:
         released = np.full(slots, -np.inf)
         known = min(slots, len(self._released))
         released[:known] = self._released[:known]
-        held: dict[str, NDArray[np.generic]] = {PREFIX + name: self.held[name].copy() for name in FIELDS}
+        in_order = self.held[np.argsort(self.held["number"])]
+        held: dict[str, NDArray[np.generic]] = {PREFIX + name: in_order[name].copy() for name in FIELDS}
         return held | {RELEASED: released, LATEST: np.array([self._latest])}
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]], slots: int) -> None:
@@ -211,9 +222,11 @@ class Reorder:
         self.held = held
         self._released, latest = arrays[RELEASED].astype(np.float64), arrays[LATEST].astype(np.float64)
         self._latest = float(latest[0])
+        self._newest = self._released.copy()
+        np.maximum.at(self._newest, held["slot"], held["time"])
         self.is_used = True
 
 
 def _taken(rows: Rows, elapsed: Float64) -> Taken:
-    slot, time, value, flags, arrival, _ = (np.ascontiguousarray(rows[name]) for name in FIELDS)
+    slot, flags, time, value, arrival, _ = (np.ascontiguousarray(rows[name]) for name in FIELDS)
     return Taken(Batch(slot, time, value, flags), arrival, elapsed)

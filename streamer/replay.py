@@ -185,7 +185,7 @@ class InOrder:
     the next row is asked for.
     """
 
-    def __init__(self, rows: Iterable[Row], lateness_seconds: float, writer: Writer) -> None:
+    def __init__(self, rows: Iterable[Row], writer: Writer, lateness_seconds: float) -> None:
         self._rows = rows
         self._reorder = Reorder(lateness_seconds)
         self._writer = writer
@@ -251,15 +251,16 @@ def replay(
     writers: list[Writer] = [csv.writer(output, lineterminator="\n") for output in outputs]
     for writer in writers:
         writer.writerow(COLUMNS)
-    sources = [read_rows(path) for path in files]
+    sources: list[Iterable[Row]] = [read_rows(path) for path in files]
+    foresight = None
+    if offline is not None:
+        sources = [list(rows) for rows in sources]
+        read = [list(InOrder(*each, lateness_seconds).rows()) for each in zip(sources, writers, strict=True)]
+        foresight = Foresight(offline, shard, read)
     if lateness_seconds:
-        ordered = [InOrder(rows, lateness_seconds, writer) for rows, writer in zip(sources, writers, strict=True)]
+        ordered = [InOrder(*each, lateness_seconds) for each in zip(sources, writers, strict=True)]
         sources, writers = [each.rows() for each in ordered], [*ordered]
-    if offline is None:
-        return replay_rows(sources, shard, writers, device_score=device_score, opened=opened)
-    read = [list(source) for source in sources]
-    foresight = Foresight(offline, shard, read)
-    rows = [iter(each) for each in read]
+    rows = [iter(each) for each in sources]
     return replay_rows(rows, shard, writers, device_score=device_score, foresight=foresight, opened=opened)
 
 

@@ -124,7 +124,7 @@ def run(
     for name, heard in runs.items():
         for at, device in enumerate(devices):
             rows = VARIANTS[name](np.random.default_rng([seed, at, list(VARIANTS).index(name)]), device)
-            ordered = InOrder(rows, ALLOWED_ROWS.get(name, 0.0) * device.interval, heard[at])
+            ordered = InOrder(rows, heard[at], ALLOWED_ROWS.get(name, 0.0) * device.interval)
             sources.append(ordered.rows() if name in ALLOWED_ROWS else rows)
             writers.append(ordered if name in ALLOWED_ROWS else heard[at])
     series = CHANNELS * len(sources)

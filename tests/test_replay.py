@@ -42,12 +42,19 @@ def run(*files: Path, device_score: bool = False, lateness_seconds: float = 0.0)
     return [list(csv.DictReader(io.StringIO(output.getvalue()))) for output in outputs]
 
 
-def label(*files: Path) -> list[list[dict[str, str]]]:
+def label(*files: Path, lateness_seconds: float = 0.0) -> list[list[dict[str, str]]]:
     """The output rows of each file with `--offline-label`, under bidirectional weights that have learned nothing."""
     outputs = [io.StringIO() for _ in files]
     registry = Registry(64, math.inf, math.inf)
     labelling = Shard(registry, BOTH_WAYS, 64, budget_per_series_month=1.0, offline=True)
-    replay(list(files), labelling, list(outputs), device_score=False, offline=BOTH_WAYS)
+    replay(
+        list(files),
+        labelling,
+        list(outputs),
+        device_score=False,
+        offline=BOTH_WAYS,
+        lateness_seconds=lateness_seconds,
+    )
     return [list(csv.DictReader(io.StringIO(output.getvalue()))) for output in outputs]
 
 
@@ -140,6 +147,17 @@ def test_rows_that_are_late_within_the_allowance_have_the_scores_of_those_in_ord
     (twice,) = run(write(tmp_path / "t.csv", header, rows), lateness_seconds=600.0)
     cells = 1 if is_long else 2
     assert [line["score"] for line in twice[98 * cells :]].index("") == 2 * cells
+
+
+def test_history_is_labelled_in_the_order_of_time(tmp_path: Path) -> None:
+    """What the later readings say is said of the same reading, wherever it stands in the file."""
+    rows: list[tuple[object, ...]] = [(60 * k, value) for k, value in enumerate(wave(60))]
+    (expected,) = label(write(tmp_path / "o.csv", "time,x", rows))
+    rows.insert(50, rows.pop(45))
+    (found,) = label(write(tmp_path / "s.csv", "time,x", rows), lateness_seconds=600.0)
+    assert [row["time"] for row in found] == [str(row[0]) for row in rows]
+    assert sorted(found, key=lambda row: int(row["time"])) == expected
+    assert expected[45]["score"] != ""
 
 
 def test_a_row_that_is_later_than_the_allowance_has_no_score(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,12 +125,20 @@ def test_a_kill_and_a_stop_keep_what_waits(mosquitto: StartBroker, tmp_path: Pat
     found = state_of(state)
     assert (found["series"], found["readings"], found["problems"]) == (1, 0, [])
     check_state(state, journaled(state)[0])
+    copy = tmp_path / "copy"
+    shutil.copytree(state, copy)
+    for path in copy.glob("*.snap"):
+        path.unlink()
+    from_journal = state_of(copy)
+    for digest in ("sha256", "sha256_with_arrivals"):
+        assert from_journal[digest] == found[digest], digest
     with running(broker.port, tmp_path) as daemon:
         daemon.wait_ready()
         numbers = wait_pending(daemon, lambda pending: pending == 0)
         assert numbers["readings_decoded_total", ""] == READINGS
         assert numbers["readings_unscored_total", "late"] == 0
         daemon.process.kill()
+    assert state_of(copy)["sha256"] != state_of(state)["sha256"]
     found = state_of(state)
     assert found["readings_applied"] == {"plant/oven#value": READINGS}
     assert found["problems"] == []
