@@ -415,6 +415,28 @@ def test_a_stop_in_the_middle_of_a_dear_turn_leaves_it_to_the_journal() -> None:
     assert again.shard.detector.statistics.narrow[:, Narrow.COUNT].sum() == 1000
 
 
+def test_a_stop_while_much_that_has_waited_goes_on_leaves_it_to_the_journal() -> None:
+    """The same, where the passing of time has let it go; its message was acknowledged when it came."""
+    files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
+    daemon = Daemon(files, broker, clock, None)
+    daemon.shard.reorder.allow(3000.0)
+    readings = [{"time": START - k, "value": k} for k in range(1000)]
+    dear = Message("plant/0", json.dumps(readings).encode(), 1, 1, False, START, 1)
+    broker.unconfirmed[1] = dear
+    daemon.receive([dear])
+    daemon.engine.turn(daemon.inbox.take(1, 0))
+    assert len(daemon.shard.reorder) == 1000
+    assert not broker.unconfirmed
+    clock.advance(3000.0)
+    daemon.engine.stop(0.0)
+    daemon.engine.turn([])
+    assert daemon.engine.is_safe_unsaved
+    assert not daemon.engine._save_if_whole()
+    again = Daemon(files, broker, clock, daemon.saved)
+    assert len(again.shard.reorder) == 0
+    assert again.shard.detector.statistics.narrow[:, Narrow.COUNT].sum() == 1000
+
+
 def test_a_full_memory_takes_no_more() -> None:
     """While the disk refuses, the engine leaves the messages in the inbox."""
     files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
