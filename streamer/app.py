@@ -254,6 +254,7 @@ class App:
     def _wire_metrics(self) -> None:
         metrics, settings = self.metrics, self._settings
         metrics.measured("messages_queued", self._inbox.queued)
+        metrics.measured("readings_released_early_total", lambda: self._shard.reorder.early)
         metrics.measured("mqtt_connected", lambda: self.link.status().connected)
         metrics.measured("mqtt_subscribed", lambda: self.link.status().subscribed)
         metrics.measured("mqtt_reconnects_total", lambda: self.link.counters().reconnects)

@@ -232,6 +232,7 @@ def _replay(arguments: Arguments) -> int:
         settings.limits.max_series,
         device_score=arguments.device_score,
         offline=weights if offline else None,
+        lateness_seconds=settings.input.lateness_seconds,
     )
 
 

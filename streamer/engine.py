@@ -29,12 +29,12 @@ from streamer.log import SparingLog, event
 from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Alarm, Batch, Float64, Message, Unscored
-from streamer.records import Evicted, Group, Heard, Swept
+from streamer.records import Evicted, Group, Heard, Released, Swept
 from streamer.recovery import slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
 from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
-from streamer.shard import Outcome, Shard
+from streamer.shard import Outcome, Ready, Shard
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +181,9 @@ class Engine:
 
     def start(self) -> None:
         """Begin to take messages."""
+        with self._metrics.lock:  # what waits of an earlier run will have its verdict from this one
+            self._metrics.add("readings_decoded_total", len(self._shard.reorder))
+            self._metrics.set("readings_pending", len(self._shard.reorder))
         self._show(self._clock.now())
         if self._owes_snapshot():
             self._saved_at = -np.inf
@@ -350,15 +353,13 @@ class Engine:
         group, refused = self._group(now, senders, readings_rejected)
         batch, arrivals = group.batch, group.arrivals()
         self._commit(messages, started)
-        outcome = self._process(batch, arrivals)
+        ready = self._shard.hold(batch, arrivals)
+        outcome = self._process(ready)
         if outcome is None:
             self._columns.clear()
             return
         self._safekeeping.applied(messages)
         finished = self._clock.now()
-        scored = outcome.scores.unscored == Unscored.SCORED
-        self._note_touched(batch.slot)
-        self._has_settled = True
         turn = TurnCounts(
             decoded=counts["decoded"],
             retained=counts["retained"],
@@ -367,10 +368,11 @@ class Engine:
             readings=readings,
             verdicts=np.bincount(outcome.scores.unscored, minlength=len(Unscored)),
             readings_rejected=readings_rejected,
+            pending=len(self._shard.reorder),
             series_refused=refused,
             alarms_opened=_kinds(outcome, "opened"),
             alarms_closed=_kinds(outcome, "closed"),
-            latency_seconds=np.maximum(finished - arrivals[scored], 0.0),
+            latency_seconds=_latency_seconds(ready, outcome, finished),
             seconds=self._clock.monotonic() - started,
             finished_at=finished,
         )
@@ -387,22 +389,27 @@ class Engine:
         if trouble is not None:
             self._sparing.event(logging.ERROR, "nothing is acknowledged", per="journal", reason=trouble)
 
-    def _process(self, batch: Batch, arrivals: Float64) -> Outcome | None:
-        """Hands the batch to the shard and tells what changed; None if it is time to leave in the middle of it.
+    def _process(self, ready: Ready) -> Outcome | None:
+        """Hands readings to the shard and tells what changed; None if it is time to leave in the middle of it.
 
-        Then its messages are not settled. With a journal they are safe, and the next start takes them from there;
+        Then their messages are not settled. With a journal they are safe, and the next start takes them from there;
         without one they are not acknowledged: the broker sends them again, and those of their readings that have been
-        taken are duplicates.
+        taken are duplicates. Readings that have waited may be of messages that are acknowledged: without a journal
+        they are seen through.
         """
-        parts = slices(batch)
-        whole = Outcome(no_scores(len(batch)), np.full(len(batch), np.nan), [])
+        batch, parts = ready.batch, slices(ready.batch)
+        may_leave = len(parts) > 1 and (self._safekeeping.has_journal or not ready.is_heard)
+        self._tell(ready.changes)
+        self._note_touched(batch.slot)
+        self._has_settled = True
+        whole = Outcome(no_scores(len(batch)), np.full(len(batch), np.nan), list(ready.changes))
         for rows in parts:
-            if len(parts) > 1 and self._leave_by is not None and self._clock.monotonic() >= self._leave_by:
+            if may_leave and self._leave_by is not None and self._clock.monotonic() >= self._leave_by:
                 self._has_left = self._safekeeping.has_journal
                 return None
-            part = self._shard.process(batch[rows], arrivals[rows])
+            part = self._shard.process(batch[rows], ready.arrival[rows], is_heard=ready.is_heard)
             self._tell(part.changes)
-            if len(parts) == 1:
+            if len(parts) == 1 and not ready.changes:
                 return part
             whole.scores.put(np.arange(len(batch))[rows], part.scores)
             whole.strictness[rows] = part.strictness
@@ -542,9 +549,10 @@ class Engine:
         """What depends on the passing of time: silence, the table of series, gauges."""
         self._swept_at = started
         now = self._clock.now()
+        # Who has spoken may still wait in the inbox: then only the time up to the last message taken is judged.
+        until = min(now, self._taken_until) if self._inbox.queued() else now
+        self._release(started, until)
         if self._heard_by and self._silent:
-            # Who has spoken may still wait in the inbox: then only the time up to the last message taken is judged.
-            until = min(now, self._taken_until) if self._inbox.queued() else now
             changes = self._shard.find_silent(until)
             if changes:  # a look that finds nothing changes nothing
                 self._safekeeping.append(Swept(until))
@@ -557,6 +565,24 @@ class Engine:
         self._renew_table(now)
         self._remember_told()
         self._show(now)
+
+    def _release(self, started: float, until: float) -> None:
+        """Readings that have waited enough get their verdicts, though no other has come."""
+        if not self._shard.reorder.is_due(until):
+            return
+        self._safekeeping.append(Released(until))
+        self._commit([], started)
+        ready = self._shard.release(until)
+        outcome = self._process(ready)
+        if outcome is None:
+            return
+        verdicts = np.bincount(outcome.scores.unscored, minlength=len(Unscored))
+        with self._metrics.lock:
+            self._metrics.judged(verdicts, _latency_seconds(ready, outcome, self._clock.now()))
+            self._metrics.set("readings_pending", len(self._shard.reorder))
+            for what in ("opened", "closed"):
+                for kind, count in _kinds(outcome, what).items():
+                    self._metrics.add(f"alarms_{what}_total", count, kind)
 
     def _make_room(self, started: float, now: float) -> None:
         """Idle series give way to new ones that were refused since the last sweep, as fast as new ones are let in."""
@@ -655,6 +681,12 @@ class Engine:
     def _send(self, message: outbox.Outgoing) -> None:
         sent = self._publish(message)
         self._metrics.add("publishes_total" if sent else "publishes_dropped_total")
+
+
+def _latency_seconds(ready: Ready, outcome: Outcome, finished: float) -> Float64:
+    """Of the readings that were scored."""
+    arrival: Float64 = ready.arrival[outcome.scores.unscored == Unscored.SCORED]
+    return np.maximum(finished - arrival, 0.0)
 
 
 def _kinds(outcome: Outcome, what: str) -> dict[str, int]:

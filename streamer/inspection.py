@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streamer import recovery, snapshot
+from streamer import recovery, reorder, snapshot
 from streamer.alarms import Incident, Member
 from streamer.disk import DiskFiles
 from streamer.errors import StateError
@@ -218,6 +218,7 @@ def _digests(shard: Shard, redelivery: Redelivery) -> tuple[str, str]:
     arrays = shard.export().arrays
     names = [[registry.key(slot), registry.device_key(registry.device(slot))] for slot in order.tolist()]
     by_readings = hashlib.sha256(msgspec.json.encode(names))
+    waiting = {name: arrays.pop(name) for name in list(arrays) if name.startswith(reorder.PREFIX)}
     for name in sorted(arrays.keys() - OF_ARRIVALS):
         _add(by_readings, name, arrays[name][order])
     saved = shard.value_alarms.state()
@@ -225,7 +226,20 @@ def _digests(shard: Shard, redelivery: Redelivery) -> tuple[str, str]:
     incidents = {each.alarm.id: _incident(each, registry) for each in saved.incidents}
     by_readings.update(msgspec.json.encode([members, incidents], order="sorted"))
 
+    if waiting:
+        place = np.full(registry.rows, -1)
+        place[order] = np.arange(len(order))
+        held = {name: waiting[reorder.PREFIX + name] for name in reorder.FIELDS}
+        at = place[held["slot"].astype(np.intp)]
+        by_key = np.lexsort((held["number"], at))
+        _add(by_readings, "waiting", at[by_key])
+        for name in ("time", "value", "flags"):
+            _add(by_readings, name, held[name][by_key])
+        _add(by_readings, reorder.RELEASED, waiting[reorder.RELEASED][order])
+
     whole = by_readings.copy()
+    for name in ("arrival", "number") if waiting else ():
+        _add(whole, name, held[name][by_key])
     for name in OF_ARRIVALS:
         _add(whole, name, arrays[name][order])
     silent = sorted(

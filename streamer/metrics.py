@@ -69,13 +69,20 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
             "counter", "Readings that the model took without giving a score, by reason.", "reason", NOT_SCORED
         ),
         "readings_rejected_total": _Family("counter", "Readings that did not reach the model, by reason.", "reason"),
-        "readings_pending": _Family("gauge", "Readings decoded and not yet settled."),
+        "readings_pending": _Family(
+            "gauge", "Readings decoded and not yet settled: those that wait by input.lateness_seconds."
+        ),
+        "readings_released_early_total": _Family(
+            "counter", "Readings that did not wait for as long as input.lateness_seconds says, since too many waited."
+        ),
         # The engine.
         "turns_total": _Family("counter", "Turns of the engine that settled at least one message."),
         "turn_seconds": _Family("histogram", "How long a turn of the engine took.", buckets=SECONDS),
         "turn_readings": _Family("histogram", "Readings in a turn of the engine.", buckets=READINGS),
         "scored_latency_seconds": _Family(
-            "histogram", "From the arrival of a message to the score of its reading.", buckets=SECONDS
+            "histogram",
+            "From the arrival of a message to the score of its reading, input.lateness_seconds included.",
+            buckets=SECONDS,
         ),
         "last_progress_timestamp_seconds": _Family(
             "gauge", "When the engine last finished a turn, an idle one included."
@@ -249,11 +256,7 @@ class Metrics:
             self.add("messages_ignored_total", turn.ignored)
             self._add_each("messages_rejected_total", turn.rejected)
             self.add("readings_decoded_total", turn.readings)
-            for reason, count in zip(Unscored, turn.verdicts.tolist(), strict=True):
-                if reason is Unscored.SCORED:
-                    self.add("readings_scored_total", count)
-                elif count:
-                    self.add("readings_unscored_total", count, reason.name.lower())
+            self.judged(turn.verdicts, turn.latency_seconds)
             self._add_each("readings_rejected_total", turn.readings_rejected)
             self.set("readings_pending", turn.pending)
             self._add_each("series_refused_total", turn.series_refused)
@@ -262,9 +265,18 @@ class Metrics:
             self.add("turns_total")
             self._histograms["turn_seconds"].observe(turn.seconds)
             self._histograms["turn_readings"].observe(turn.readings)
-            if len(turn.latency_seconds):
-                self._histograms["scored_latency_seconds"].observe_many(turn.latency_seconds)
             self.set("last_progress_timestamp_seconds", turn.finished_at)
+
+    def judged(self, verdicts: NDArray[np.intp], latency_seconds: Float64) -> None:
+        """Of the engine thread: readings have their verdict; both as in `TurnCounts`."""
+        with self.lock:
+            for reason, count in zip(Unscored, verdicts.tolist(), strict=True):
+                if reason is Unscored.SCORED:
+                    self.add("readings_scored_total", count)
+                elif count:
+                    self.add("readings_unscored_total", count, reason.name.lower())
+            if len(latency_seconds):
+                self._histograms["scored_latency_seconds"].observe_many(latency_seconds)
 
     def snapshot(self, result: Literal["ok", "failed"], seconds: float, size_bytes: int, finished_at: float) -> None:
         """A snapshot was tried; the gauges tell of the last good one."""

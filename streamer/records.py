@@ -101,11 +101,23 @@ class Budget(msgspec.Struct, frozen=True, tag=True):
     per_series_month: float
 
 
+class Lateness(msgspec.Struct, frozen=True, tag=True):
+    """How late a reading may be from here on: for so long readings wait."""
+
+    seconds: float
+
+
+class Released(msgspec.Struct, frozen=True, tag=True):
+    """Readings that have waited enough go on, though no other has come."""
+
+    now: float
+
+
 class SessionLost(msgspec.Struct, frozen=True, tag=True):
     """The broker has forgotten the session: no message before this one will come again under its identifier."""
 
 
-Fact = Admitted | Evicted | Heard | Listening | Swept | Budget | SessionLost
+Fact = Admitted | Evicted | Heard | Listening | Swept | Budget | Lateness | Released | SessionLost
 Record = Group | Fact
 
 

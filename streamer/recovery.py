@@ -22,9 +22,21 @@ from streamer import snapshot
 from streamer.alarms import Change
 from streamer.journal import DamagedError, Journal, Opened
 from streamer.readings import Alarm, Batch
-from streamer.records import Admitted, Budget, Evicted, Group, Heard, Listening, Record, SessionLost, Swept
+from streamer.records import (
+    Admitted,
+    Budget,
+    Evicted,
+    Group,
+    Heard,
+    Lateness,
+    Listening,
+    Record,
+    Released,
+    SessionLost,
+    Swept,
+)
 from streamer.redelivery import Redelivery, RedeliveryState
-from streamer.shard import Shard, State
+from streamer.shard import Ready, Shard, State
 from streamer.snapshot import Snapshot
 
 DEAR_READINGS = 128  # of one series in a group: from here on it is processed in slices,
@@ -115,10 +127,12 @@ class Recovered(NamedTuple):
 def recover(journal: Journal, opened: Opened, position: int | None, shard: Shard, redelivery: Redelivery) -> Recovered:
     """All that follows `position`, for a shard that stands there; None: it has met no reading. Raises OSError.
 
-    Whatever goes wrong, the shard is one that can go on. Its alarm budget is afterwards what it was before.
+    Whatever goes wrong, the shard is one that can go on. Its alarm budget, and how late a reading may be, are
+    afterwards what they were before.
     """
     start = position or 0
-    budget = shard.detector.budget_per_series_month
+    budget, lateness_seconds = shard.detector.budget_per_series_month, shard.reorder.lateness_seconds
+    shard.reorder.lateness_seconds = 0.0
     before = shard.export(), redelivery.state()
     try:
         return _replay_over_damage(journal, start, shard, redelivery)
@@ -132,6 +146,7 @@ def recover(journal: Journal, opened: Opened, position: int | None, shard: Shard
         return Recovered(start, 0, DamagedError(start, max(opened.end, start + 1), reason), failure=error)
     finally:
         shard.detector.budget_per_series_month = budget
+        shard.reorder.allow(lateness_seconds)
 
 
 def _replay_over_damage(journal: Journal, start: int, shard: Shard, redelivery: Redelivery) -> Recovered:
@@ -243,6 +258,10 @@ def apply(record: Record, shard: Shard, redelivery: Redelivery) -> list[Change]:
             return shard.find_silent(record.now)
         case Budget():
             shard.detector.budget_per_series_month = record.per_series_month
+        case Lateness():
+            shard.reorder.allow(record.seconds)
+        case Released():
+            return _process(shard.release(record.now), shard)
         case SessionLost():
             redelivery.forget()
     return []
@@ -256,5 +275,11 @@ def _take(groups: list[Group], shard: Shard) -> list[Change]:
     if len(batch) and not 0 <= int(batch.slot.min()) <= int(batch.slot.max()) < shard.registry.rows:
         raise ValueError("the readings are of series that this registry has not let in")
     arrival, readings = (np.concatenate([getattr(g, name) for g in groups]) for name in ("arrival", "readings"))
-    arrivals = np.repeat(arrival, readings)
-    return [change for rows in slices(batch) for change in shard.process(batch[rows], arrivals[rows]).changes]
+    return _process(shard.hold(batch, np.repeat(arrival, readings)), shard)
+
+
+def _process(ready: Ready, shard: Shard) -> list[Change]:
+    changes = list(ready.changes)
+    for rows in slices(ready.batch):
+        changes += shard.process(ready.batch[rows], ready.arrival[rows], is_heard=ready.is_heard).changes
+    return changes

@@ -28,6 +28,7 @@ from streamer.engine import LARGEST_VALUE
 from streamer.errors import InputError
 from streamer.readings import Alarm, Batch, Float64, Int32, Scores, Unscored
 from streamer.registry import FREE, Registry
+from streamer.reorder import Reorder
 from streamer.shard import Shard
 
 if TYPE_CHECKING:
@@ -173,6 +174,55 @@ def _float(cell: str) -> float:
     return float(cell)
 
 
+# --- Order ---
+
+
+class InOrder:
+    """The rows of a file in the order of their times, as far as none is too late; what they come to in the file's own.
+
+    As the daemon does it, with the newest time that the file has shown so far in the place of its clock; the cells of a
+    row stay together. It is the source, by `rows`, and stands before the writer: each row's lines are written before
+    the next row is asked for.
+    """
+
+    def __init__(self, rows: Iterable[Row], writer: Writer, lateness_seconds: float) -> None:
+        self._rows = rows
+        self._reorder = Reorder(lateness_seconds)
+        self._writer = writer
+        self._lines: dict[int, list[tuple[object, ...]]] = {}
+        self._at = 0
+        self._written = 0
+
+    def rows(self) -> Iterator[Row]:
+        waiting: dict[int, Row] = {}
+        slots: dict[str, int] = {}
+        newest = -math.inf
+        for number, row in enumerate(self._rows):
+            waiting[number] = row
+            newest = max(newest, row.time)
+            slot = slots.setdefault(row.names[0] if len(row.names) == 1 else "", len(slots))
+            came = Batch(np.array([slot], np.int32), np.array([row.time]), np.array([float(number)]), _NO_FLAGS)
+            yield from self._let_go(self._reorder.take(came, np.array([newest]), number).batch, waiting)
+        yield from self._let_go(self._reorder.release(math.inf).batch, waiting)
+
+    def _let_go(self, batch: Batch, waiting: dict[int, Row]) -> Iterator[Row]:
+        for number in batch.value.astype(np.intp).tolist():
+            self._at = number
+            self._lines[number] = []
+            yield waiting.pop(number)
+            while self._written in self._lines:
+                for line in self._lines.pop(self._written):
+                    self._writer.writerow(line)
+                self._written += 1
+
+    def writerow(self, row: Iterable[object], /) -> object:
+        self._lines[self._at].append(tuple(row))
+        return None
+
+
+_NO_FLAGS = np.zeros(1, np.uint8)
+
+
 # --- Scoring ---
 
 OnOpened = Callable[[int, str, str, Alarm], None]
@@ -190,21 +240,27 @@ def replay(
     *,
     device_score: bool,
     offline: Weights | None = None,
+    lateness_seconds: float = 0.0,
     opened: OnOpened = _ignore,
 ) -> dict[str, int]:
     """Scores the files side by side and writes one output each. Returns counts: readings, verdicts by kind, alarms.
 
+    Rows that are late by at most `lateness_seconds` are scored in their place.
     `offline`: the bidirectional weights of a shard that labels history; the files are then read whole beforehand.
     """
     writers: list[Writer] = [csv.writer(output, lineterminator="\n") for output in outputs]
     for writer in writers:
         writer.writerow(COLUMNS)
-    sources = [read_rows(path) for path in files]
-    if offline is None:
-        return replay_rows(sources, shard, writers, device_score=device_score, opened=opened)
-    read = [list(source) for source in sources]
-    foresight = Foresight(offline, shard, read)
-    rows = [iter(each) for each in read]
+    sources: list[Iterable[Row]] = [read_rows(path) for path in files]
+    foresight = None
+    if offline is not None:
+        sources = [list(rows) for rows in sources]
+        read = [list(InOrder(*each, lateness_seconds).rows()) for each in zip(sources, writers, strict=True)]
+        foresight = Foresight(offline, shard, read)
+    if lateness_seconds:
+        ordered = [InOrder(*each, lateness_seconds) for each in zip(sources, writers, strict=True)]
+        sources, writers = [each.rows() for each in ordered], [*ordered]
+    rows = [iter(each) for each in sources]
     return replay_rows(rows, shard, writers, device_score=device_score, foresight=foresight, opened=opened)
 
 
@@ -371,6 +427,7 @@ def replay_command(
     *,
     device_score: bool,
     offline: Weights | None = None,
+    lateness_seconds: float = 0.0,
 ) -> int:
     """Replays to a file, to a folder for several files, or to standard output. Progress and counts go to stderr."""
     for path in files:
@@ -388,7 +445,10 @@ def replay_command(
             where = f"{files[source]}: " if len(files) > 1 else ""
             sys.stderr.write(f"{where}alarm at {time} on {name}: {_told(alarm)}\n")
 
-        counts = replay(files, shard, outputs, device_score=device_score, offline=offline, opened=opened)
+        counts = replay(
+            files, shard, outputs, device_score=device_score, offline=offline, lateness_seconds=lateness_seconds,
+            opened=opened,
+        )  # fmt: skip
     always = ("readings", "scored", "alarms")
     sys.stderr.write(", ".join(f"{name} {count}" for name, count in counts.items() if count or name in always) + "\n")
     if counts["late"] > counts["scored"]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from streamer.journal import Journal
 from streamer.readings import Batch, Message
-from streamer.records import Admitted, Budget, Fact, Group, Listening, SessionLost, UInt32, digest
+from streamer.records import Admitted, Budget, Fact, Group, Lateness, Listening, SessionLost, UInt32, digest
 from streamer.redelivery import Redelivery
 from streamer.shard import Shard
 
@@ -174,6 +174,8 @@ class Safekeeping:
             return
         now = (shard.cadence.listening_since, shard.detector.budget_per_series_month, registry.bucket)
         before, self._written = self._written, now
+        if before is None and shard.reorder.is_used:
+            journal.append(Lateness(shard.reorder.lateness_seconds))
         if before is None or now[0] != before[0]:
             journal.append(Listening(now[0]))
         if before is None or now[1] != before[1]:

@@ -323,6 +323,14 @@ class Input(_Table):
     rules: tuple[Rule, ...] = _set((), "How to read some topics, in the order of precedence.", form="a list of tables")
     booleans: bool = _set(True, "Read on/off, true/false and open/closed as 1 and 0.")
     time_zone: Zone = _set("UTC", "The zone of times that do not say one.", form=ZONE_FORM)
+    lateness_seconds: float = _set(
+        0.0,
+        "How late a reading that has its own time may come and still be put in its place; for so long each such "
+        "reading waits for its score. 0: none waits, and one that is older than the last is not scored.",
+        lower=0,
+        upper=3600,
+        unit="s",
+    )
     max_payload_bytes: int = _set(
         262_144, "A larger message is rejected.", lower=1, upper=MAX_PACKET_BYTES, unit="bytes"
     )

@@ -15,15 +15,28 @@ from numpy.typing import NDArray
 from models.weights import Weights
 from streamer.alarms import Change, Note, SavedSilence, SavedValue, SilenceAlarms, ValueAlarms
 from streamer.clock import Cadence
-from streamer.detector import Detector, no_scores, waves
-from streamer.readings import Alarm, Batch, Float64, Int32, Scores
+from streamer.detector import DIFFERENT_SECONDS, Detector, no_scores, waves
+from streamer.readings import Alarm, Batch, Flag, Float64, Int32, Scores
 from streamer.registry import Registry, RegistryState
+from streamer.reorder import Reorder
 
 MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram")
 """Arrays that mean nothing under other weights."""
 LISTENED_SECONDS = (
     3600.0  # after an outage, or when the clock was set, every series has so long to show that it is there
 )
+
+
+class Ready(NamedTuple):
+    """Readings for `process`."""
+
+    batch: Batch
+    arrival: Float64
+    """(n,) epoch seconds: when each reading came, however long it has waited since"""
+    is_heard: bool
+    """`hold` has taken note that they came"""
+    changes: list[Change]
+    """of alarms, since they came"""
 
 
 class Outcome(NamedTuple):
@@ -40,7 +53,7 @@ class State(NamedTuple):
     """All of a shard, copied: what a snapshot keeps."""
 
     arrays: dict[str, NDArray[np.generic]]
-    """by name, one row a slot"""
+    """by name, one row a slot; and of the readings that wait, one row each"""
     rest: dict[str, object]
     """registry and open alarms, as JSON can hold them"""
 
@@ -52,11 +65,16 @@ class Copy:
     """The state of a moment, copied piece by piece while the shard goes on, which `keep`s the rows it is to change."""
 
     def __init__(
-        self, readers: dict[str, Callable[[Rows], NDArray[np.generic]]], count: int, rest: dict[str, object]
+        self,
+        readers: dict[str, Callable[[Rows], NDArray[np.generic]]],
+        count: int,
+        rest: dict[str, object],
+        copied: dict[str, NDArray[np.generic]],
     ) -> None:
         self._readers = readers
         likes = {name: read(slice(0)) for name, read in readers.items()}
-        self._state = State({n: np.empty((count, *like.shape[1:]), like.dtype) for n, like in likes.items()}, rest)
+        empty = {n: np.empty((count, *like.shape[1:]), like.dtype) for n, like in likes.items()}
+        self._state = State(empty | copied, rest)
         self._is_copied = np.zeros(count, np.bool_)
         self._next = 0
 
@@ -101,8 +119,10 @@ class Shard:
         budget_per_series_month: float,
         device: str = "cpu",
         offline: bool = False,
+        lateness_seconds: float = 0.0,
     ) -> None:
         self.registry = registry
+        self.reorder = Reorder(lateness_seconds)
         self._weights = weights
         self._device = device
         self._offline = offline
@@ -126,13 +146,39 @@ class Shard:
         self.applied = np.zeros(capacity, np.int64)
         """per slot: readings that were neither late nor came twice"""
 
-    def process(self, batch: Batch, arrival: float | Float64) -> Outcome:
+    def hold(self, batch: Batch, arrival: Float64) -> Ready:
+        """Readings have come; gives those that are to be processed, in their order.
+
+        Where there never was an allowance for lateness that is what came. Else some wait, and some that have waited go
+        on; but who has sent them is heard now: neither cadence nor silence knows of the wait.
+        """
+        if not self.reorder.is_used:
+            return Ready(batch, arrival, False, [])
+        taken = self.reorder.take(batch, arrival, self.taken)
+        self.taken += len(batch)
+        if self._copy is not None:
+            self._copy.keep(batch.slot)
+        is_next = ~(taken.elapsed < DIFFERENT_SECONDS) | ((batch.flags & Flag.ARRIVAL_TIME) != 0)
+        changes: list[Change] = []
+        for rows in waves(batch.slot):
+            news = rows[is_next[rows]]
+            self._observe(batch.slot[news].astype(np.intp), taken.elapsed[news], arrival[news])
+            changes += self.hear(batch.slot[rows].astype(np.intp), arrival[rows])
+        return Ready(taken.batch, taken.arrival, True, changes)
+
+    def release(self, now: float) -> Ready:
+        """Time has passed: gives the readings that have waited enough."""
+        taken = self.reorder.release(now)
+        return Ready(taken.batch, taken.arrival, True, [])
+
+    def process(self, batch: Batch, arrival: float | Float64, *, is_heard: bool = False) -> Outcome:
         """Scores and learns a batch; no slot may be negative.
 
         `arrival` `(n,)` or one for all, epoch seconds: when each reading came, however long it has waited since.
+        `is_heard`: `hold` has had them.
         """
         arrivals = np.broadcast_to(np.asarray(arrival, np.float64), (len(batch),))
-        self.taken += len(batch)
+        self.taken += 0 if is_heard else len(batch)
         if self._copy is not None:
             self._copy.keep(batch.slot)
         scores, strictness = no_scores(len(batch)), np.full(len(batch), np.nan)
@@ -145,14 +191,18 @@ class Shard:
             self.applied[wave.slots] += 1
             for end in step.ends:
                 self.detector.calibration.put_back(end.slot, end.kept, end.peak_views)
-            came = arrivals[rows]
-            ordinary = ~self.silence_alarms.is_silent(wave.slots)
-            self.cadence.observe(wave.slots, wave.elapsed, came[wave.rows], ordinary)
             notes += step.notes
-            heard += self.hear(batch.slot[rows].astype(np.intp), came)
+            if not is_heard:
+                came = arrivals[rows]
+                self._observe(wave.slots, wave.elapsed, came[wave.rows])
+                heard += self.hear(batch.slot[rows].astype(np.intp), came)
             scores.put(rows, part)
             strictness[rows[wave.rows]] = wave.strictness
         return Outcome(scores, strictness, self.value_alarms.settle(notes) + heard)
+
+    def _observe(self, slots: NDArray[np.intp], elapsed: Float64, arrival: Float64) -> None:
+        """`slots` (unique) have reported in order, `elapsed` seconds of event time after their last reading."""
+        self.cadence.observe(slots, elapsed, arrival, ~self.silence_alarms.is_silent(slots))
 
     def hear(self, slots: NDArray[np.intp], arrival: Float64) -> list[Change]:
         """`slots` (unique) have sent something, a reading or not, at `arrival` `(n,)`: none of them is silent."""
@@ -208,6 +258,7 @@ class Shard:
             self._copy.keep(slots)
         changes = self.value_alarms.evict(slots) + self.silence_alarms.evict(slots, now)
         self.registry.evict(slots.astype(np.int32))
+        self.reorder.evict(slots)
         self.detector.evict(slots)
         self.cadence.evict(slots)
         self.applied[slots] = 0
@@ -233,6 +284,7 @@ class Shard:
         """Forgets everything, as if it had met no reading."""
         self._allocate(self._capacity, self.detector.budget_per_series_month)
         self.registry.forget()
+        self.reorder.forget()
         self.taken = 0
 
     def export(self) -> State:
@@ -261,7 +313,8 @@ class Shard:
             self.silence_alarms.state(),
             self.taken,
         )
-        return Copy(self._readers(), self.registry.rows, msgspec.to_builtins(rest))
+        waiting = self.reorder.state(self.registry.rows)
+        return Copy(self._readers(), self.registry.rows, msgspec.to_builtins(rest), waiting)
 
     def _readers(self) -> dict[str, Callable[[Rows], NDArray[np.generic]]]:
         """By name of the array: what gives its rows."""
@@ -286,6 +339,7 @@ class Shard:
             for name, like in ((name, read(slice(0))) for name, read in self._readers().items())
             if is_ours or name not in MADE_BY_WEIGHTS
         }
+        self.reorder.restore(state.arrays, count)
         if count > self._capacity:  # the limit was lowered: what is known stays, nothing new is let in
             self._allocate(count, self.detector.budget_per_series_month)
         self.registry.restore(rest.registry)

@@ -88,6 +88,7 @@ def shard_from(
             budget_per_series_month=settings.alarms.budget_per_series_month,
             device="cpu" if offline else device_from(settings),
             offline=offline,
+            lateness_seconds=settings.input.lateness_seconds,
         )
     except MemoryError as error:
         raise ModelError(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from streamer.registry import Registry
-from streamer.replay import Row, replay_rows
+from streamer.replay import InOrder, Row, Writer, replay_rows
 from streamer.shard import Shard
 from tests.devices import Device, Heard, make, tell
 from tests.streams import shipped_weights
@@ -98,8 +98,12 @@ VARIANTS: dict[str, Told] = {
     "30 % late by 1-20": shuffled(0.3, 20),
     "30 % empty cells": with_empty_cells,
     "a channel away": without_a_channel,
+    "10 % late by 1-5, put in order": shuffled(0.1, 5),
+    "30 % late by 1-20, put in order": shuffled(0.3, 20),
 }
 REGULAR = "as they are"
+ALLOWED_ROWS = {"10 % late by 1-5, put in order": 5.5, "30 % late by 1-20, put in order": 20.5}
+"""`input.lateness_seconds` of a variant, in intervals"""
 
 Runs = dict[str, list[Heard]]
 """variant -> what was heard of each device"""
@@ -115,14 +119,17 @@ def run(
         for device in make(seed * 1000 + int(interval), count=count, rows=ROWS, channels=CHANNELS, interval=interval)
     ]
     runs: Runs = {name: [Heard(device) for device in devices] for name in names}
-    sources = [
-        VARIANTS[name](np.random.default_rng([seed, at, list(VARIANTS).index(name)]), device)
-        for name in runs
-        for at, device in enumerate(devices)
-    ]
+    sources: list[Iterator[Row]] = []
+    writers: list[Writer] = []
+    for name, heard in runs.items():
+        for at, device in enumerate(devices):
+            rows = VARIANTS[name](np.random.default_rng([seed, at, list(VARIANTS).index(name)]), device)
+            ordered = InOrder(rows, heard[at], ALLOWED_ROWS.get(name, 0.0) * device.interval)
+            sources.append(ordered.rows() if name in ALLOWED_ROWS else rows)
+            writers.append(ordered if name in ALLOWED_ROWS else heard[at])
     series = CHANNELS * len(sources)
     shard = Shard(Registry(series, math.inf, math.inf), shipped_weights(), series, budget_per_series_month=1.0)
-    replay_rows(sources, shard, [heard for each in runs.values() for heard in each], device_score=True)
+    replay_rows(sources, shard, writers, device_score=True)
     return devices, runs
 
 

@@ -58,6 +58,7 @@ class Bench:
         exclude: tuple[str, ...] = (),
         room: int = 10**9,
         start: float = START,
+        lateness_seconds: float = 0.0,
     ) -> None:
         self.clock = ManualClock(start)
         self.inbox = Inbox(inbox_bytes)
@@ -73,7 +74,11 @@ class Bench:
         self.metrics.measured("messages_queued", self.inbox.queued)
         self.decoder = Decoder(own_prefix="streamer/gate/", exclude=exclude, max_fields=8)
         self.shard = Shard(
-            Registry(max_series, burst, burst, self.decoder.device), weights, max_series, budget_per_series_month=1.0
+            Registry(max_series, burst, burst, self.decoder.device),
+            weights,
+            max_series,
+            budget_per_series_month=1.0,
+            lateness_seconds=lateness_seconds,
         )
         self.published: list[Outgoing] = []
         self.acknowledged: list[Message] = []
@@ -178,11 +183,18 @@ PAYLOADS = st.one_of(
 )
 
 
-@given(st.lists(st.lists(st.tuples(TOPICS, PAYLOADS, st.booleans()), max_size=12), min_size=1, max_size=8))
-@settings(max_examples=50, deadline=None)
-def test_both_identities_hold_after_every_turn_whatever_came(turns: list[list[tuple[str, bytes, bool]]]) -> None:
-    """Garbage, retained and own messages, future and late times, wild numbers, refused series, a full inbox."""
-    bench = Bench(max_series=6, burst=4.0, inbox_bytes=3000, exclude=("private/**",))
+@given(
+    st.lists(st.lists(st.tuples(TOPICS, PAYLOADS, st.booleans()), max_size=12), min_size=1, max_size=8),
+    st.sampled_from([0.0, 5.0, 2000.0]),
+)
+@settings(max_examples=100, deadline=None)
+def test_both_identities_hold_after_every_turn_whatever_came(
+    turns: list[list[tuple[str, bytes, bool]]], lateness_seconds: float
+) -> None:
+    """Garbage, retained and own messages, future and late times, wild numbers, refused series, a full inbox; readings
+    that wait for earlier ones.
+    """
+    bench = Bench(max_series=6, burst=4.0, inbox_bytes=3000, exclude=("private/**",), lateness_seconds=lateness_seconds)
     received = 0
     for number, messages in enumerate(turns):
         received += len(messages)
@@ -200,6 +212,61 @@ def test_both_identities_hold_after_every_turn_whatever_came(turns: list[list[tu
     refused = [numbers["readings_rejected_total", f"admission_{why}"] for why in ("rate", "full")]
     assert sum(refused) == total(numbers, "series_refused_total")
     assert len(bench.shard.registry) <= 6
+    bench.clock.advance(lateness_seconds)
+    bench.turn()
+    assert bench.numbers()["readings_pending", ""] == 0
+
+
+def test_what_waits_for_earlier_readings_is_pending_and_goes_on_by_itself() -> None:
+    """After the allowance, at the next look; its message is acknowledged long before, and it is heard from at once."""
+    bench = Bench(lateness_seconds=5.0)
+    came = bench.clock.now()
+    for late in (2.0, 0.5, 1.0):
+        bench.turn(bench.say("plant/a", json.dumps({"time": came - late, "value": 20.0})))
+    assert len(bench.acknowledged) == 3
+    numbers = bench.numbers()
+    assert numbers["readings_decoded_total", ""] == numbers["readings_pending", ""] == 3
+    bench.clock.advance(4.9)
+    bench.turn()
+    assert bench.numbers()["readings_pending", ""] == 3
+    bench.clock.advance(1.0)
+    bench.turn()
+    numbers = bench.numbers()
+    assert numbers["readings_pending", ""] == 0
+    assert numbers["readings_unscored_total", "warming"] == 3
+    assert numbers["turns_total", ""] == 3
+    assert bench.shard.cadence.arrival(1).tolist() == [came]
+
+
+def test_who_may_still_be_in_the_inbox_is_waited_for() -> None:
+    """An engine that lags judges by the arrivals that it has seen."""
+    bench = Bench(lateness_seconds=5.0)
+    say = bench.say
+    came = bench.clock.now()
+    bench.turn(say("plant/a", json.dumps({"time": came, "value": 20.0})))
+    bench.receive(say("plant/a", json.dumps({"time": came - 1.0, "value": 20.0})))
+    bench.clock.advance(60.0)
+    bench.engine.turn([])
+    assert bench.numbers()["readings_pending", ""] == 1
+    bench.turn()
+    bench.clock.advance(1.0)
+    bench.turn()
+    assert bench.numbers()["readings_unscored_total", "warming"] == 2
+
+
+def test_alarms_of_readings_that_have_waited_are_told_and_counted() -> None:
+    """By a look, without another message; the latency has the wait in it."""
+    bench = Bench(weights=shipped_weights(), lateness_seconds=5.0)
+    for value in [*noise(300).tolist(), 500.0]:
+        bench.clock.advance(60.0)
+        bench.turn(bench.say("oven", json.dumps({"time": bench.clock.now(), "value": value})))
+    assert not bench.events()
+    bench.clock.advance(6.0)
+    bench.turn()
+    assert [event["event"] for event in bench.events()] == ["opened"]
+    numbers = bench.numbers()
+    assert numbers["alarms_opened_total", "value"] == 1
+    assert numbers["scored_latency_seconds_sum", ""] >= 5.0 * numbers["readings_scored_total", ""]
 
 
 def test_each_fate_is_counted_by_its_name() -> None:
@@ -715,10 +782,10 @@ def test_one_dear_message_stops_neither_the_health_nor_the_end() -> None:
     seen: list[float] = []
     step = bench.shard.process
 
-    def process(batch: Batch, arrival: float | Float64) -> Outcome:
+    def process(batch: Batch, arrival: float | Float64, *, is_heard: bool = False) -> Outcome:
         seen.append(bench.engine.progress_at)
         bench.clock.advance(1.0)
-        return step(batch, arrival)
+        return step(batch, arrival, is_heard=is_heard)
 
     bench.shard.process = process  # type: ignore[method-assign]  # the real one, and a second passes
     bench.turn(timed(bench, 2000))

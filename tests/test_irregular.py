@@ -39,11 +39,14 @@ TOLERANCES = {
     "30 % late by 1-20": Tolerance(0.65, 0.75, 1.0),
     "30 % empty cells": Tolerance(0.65, 0.75, 1.2),
     "a channel away": Tolerance(0.75, 0.90, 0.4),
+    "10 % late by 1-5, put in order": Tolerance(1.0, 1.0, 0.0),
+    "30 % late by 1-20, put in order": Tolerance(1.0, 1.0, 0.0),
 }
 
 
 QUICK = [
     REGULAR, "70 % of the rows", "times +-40 %", "outages", "10 % late by 1-5", "30 % empty cells", "a channel away",
+    "10 % late by 1-5, put in order",
 ]  # fmt: skip
 
 
@@ -93,6 +96,16 @@ def test_late_rows_alone_have_no_verdict(told: tuple[list[Device], Runs]) -> Non
         in_time = order[~late[order]][WARM_ROWS:]
         assert not np.isnan(heard.scores[in_time]).any()
         assert len(order) == len(device.values)
+
+
+def test_late_rows_that_are_put_in_order_change_nothing(told: tuple[list[Device], Runs]) -> None:
+    """With the allowance on, every row has the verdict of the regular run."""
+    devices, runs = told
+    for device, before, after in zip(devices, runs[REGULAR], runs["10 % late by 1-5, put in order"], strict=True):
+        order = after.order
+        assert (order < np.maximum.accumulate(order)).mean() > 0.05  # the verdicts stand where the rows stood
+        assert sorted(order) == list(range(len(device.values)))
+        np.testing.assert_allclose(after.scores, before.scores, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["30 % empty cells", "a channel away"])

@@ -18,6 +18,7 @@ from streamer.records import Admitted, Budget, Evicted, Group, Heard, Listening,
 from streamer.recovery import Recovered, apply, recover, replay, restore
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE, Registry
+from streamer.reorder import PREFIX
 from streamer.shard import Shard
 from tests import states
 from tests.crashfs import CrashFiles
@@ -191,12 +192,25 @@ def test_a_record_that_cannot_come_here_is_refused() -> None:
         apply(Admitted([0], ["b"], ["b"], 1.0, None), shard, redelivery)
 
 
+def test_what_an_earlier_run_did_not_hold_is_not_held_in_its_replay(tmp_path: Path) -> None:
+    """The journal says how late a reading might be when it was written; afterwards what the settings say holds."""
+    whole = states.make_state(tmp_path / "state")
+    shard, recovered = taken(tmp_path / "state", lateness_seconds=3600.0)
+    assert recovered.readings == 80
+    assert len(shard.reorder) == 0
+    assert shard.reorder.lateness_seconds == 3600.0
+    state = shard.export()
+    arrays = {name: array for name, array in state.arrays.items() if not name.startswith(PREFIX)}
+    same(state._replace(arrays=arrays), whole.export())
+
+
 # --- Damage ---
 
 
-def taken(directory: Path) -> tuple[Shard, Recovered]:
+def taken(directory: Path, lateness_seconds: float = 0.0) -> tuple[Shard, Recovered]:
     """What a start makes of the directory."""
     shard, redelivery = states.new_shard(), Redelivery()
+    shard.reorder.allow(lateness_seconds)
     restored = restore(directory, shard, redelivery)
     journal = Journal(DiskFiles(directory / "journal"), lambda: START)
     opened = journal.open(beyond=restored.position or 0)

@@ -29,19 +29,32 @@ def shard(registry: Registry) -> Shard:
     return Shard(registry, WEIGHTS, 64, budget_per_series_month=1.0)
 
 
-def run(*files: Path, device_score: bool = False) -> list[list[dict[str, str]]]:
+def run(*files: Path, device_score: bool = False, lateness_seconds: float = 0.0) -> list[list[dict[str, str]]]:
     """The output rows of each file."""
     outputs = [io.StringIO() for _ in files]
-    replay(list(files), shard(Registry(64, math.inf, math.inf)), list(outputs), device_score=device_score)
+    replay(
+        list(files),
+        shard(Registry(64, math.inf, math.inf)),
+        list(outputs),
+        device_score=device_score,
+        lateness_seconds=lateness_seconds,
+    )
     return [list(csv.DictReader(io.StringIO(output.getvalue()))) for output in outputs]
 
 
-def label(*files: Path) -> list[list[dict[str, str]]]:
+def label(*files: Path, lateness_seconds: float = 0.0) -> list[list[dict[str, str]]]:
     """The output rows of each file with `--offline-label`, under bidirectional weights that have learned nothing."""
     outputs = [io.StringIO() for _ in files]
     registry = Registry(64, math.inf, math.inf)
     labelling = Shard(registry, BOTH_WAYS, 64, budget_per_series_month=1.0, offline=True)
-    replay(list(files), labelling, list(outputs), device_score=False, offline=BOTH_WAYS)
+    replay(
+        list(files),
+        labelling,
+        list(outputs),
+        device_score=False,
+        offline=BOTH_WAYS,
+        lateness_seconds=lateness_seconds,
+    )
     return [list(csv.DictReader(io.StringIO(output.getvalue()))) for output in outputs]
 
 
@@ -104,6 +117,58 @@ def test_iso_times_without_a_zone_are_utc(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "time,x", [("2023-11-14T22:13:20", 1), ("2023-11-14T23:13:20+01:00", 2)])
     assert [row.time for row in read_rows(path)] == [1_700_000_000.0, 1_700_000_000.0]
     assert [row.text for row in read_rows(path)] == ["2023-11-14T22:13:20", "2023-11-14T23:13:20+01:00"]
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_rows_that_are_late_within_the_allowance_have_the_scores_of_those_in_order(
+    tmp_path: Path, is_long: bool
+) -> None:
+    """To the last bit, in the order of the file, also beside others; a repeated time stays a duplicate."""
+    n, rng = 200, np.random.default_rng(2)
+    rows: list[tuple[object, ...]] = list(zip((60 * k for k in range(n)), wave(n), wave(n, 1), strict=True))
+    header = "time,a,b"
+    if is_long:
+        header, rows = "time,series,value", [each for t, a, b in rows for each in ((t, "a", a), (t, "b", b))]
+        rows.append((60 * n, "once", 1.0))  # a series that never comes again holds nothing up
+    order = np.argsort(np.arange(len(rows)) + rng.uniform(0, 6, len(rows)), kind="stable").tolist()
+    in_order, shaken = (
+        write(tmp_path / "o.csv", header, rows),
+        write(tmp_path / "s.csv", header, [rows[k] for k in order]),
+    )
+    (expected,) = run(in_order, device_score=not is_long)
+    beside, found = run(wide(tmp_path), shaken, device_score=not is_long, lateness_seconds=600.0)
+    lines = 1 if is_long else 3
+    assert found == [line for k in order for line in expected[lines * k : lines * k + lines]]
+    assert beside == run(wide(tmp_path), device_score=not is_long)[0]
+    (off,) = run(shaken, device_score=not is_long)
+    assert sum(line["score"] == "" for line in off) > sum(line["score"] == "" for line in found) + 50
+
+    rows.insert(100, rows[99])
+    (twice,) = run(write(tmp_path / "t.csv", header, rows), lateness_seconds=600.0)
+    cells = 1 if is_long else 2
+    assert [line["score"] for line in twice[98 * cells :]].index("") == 2 * cells
+
+
+def test_history_is_labelled_in_the_order_of_time(tmp_path: Path) -> None:
+    """What the later readings say is said of the same reading, wherever it stands in the file."""
+    rows: list[tuple[object, ...]] = [(60 * k, value) for k, value in enumerate(wave(60))]
+    (expected,) = label(write(tmp_path / "o.csv", "time,x", rows))
+    rows.insert(50, rows.pop(45))
+    (found,) = label(write(tmp_path / "s.csv", "time,x", rows), lateness_seconds=600.0)
+    assert [row["time"] for row in found] == [str(row[0]) for row in rows]
+    assert sorted(found, key=lambda row: int(row["time"])) == expected
+    assert expected[45]["score"] != ""
+
+
+def test_a_row_that_is_later_than_the_allowance_has_no_score(tmp_path: Path) -> None:
+    """It stays where it was in the file."""
+    rows: list[tuple[object, ...]] = [(60 * k, value) for k, value in enumerate(wave(60))]
+    rows.insert(50, rows.pop(30))
+    path = write(tmp_path / "late.csv", "time,x", rows)
+    (out,) = run(path, lateness_seconds=600.0)
+    assert [row["time"] for row in out] == [str(row[0]) for row in rows]
+    assert [k for k in range(21, 60) if not out[k]["score"]] == [50]
+    assert run(path, lateness_seconds=1260.0)[0][50]["score"] != ""
 
 
 def test_late_and_repeated_rows_stay_without_a_score(tmp_path: Path) -> None:

@@ -242,6 +242,75 @@ def test_a_kill_at_any_step_loses_nothing_and_doubles_nothing(is_power_cut: bool
     assert kills > 150
 
 
+class LateBroker(Broker):
+    """Its readings have times of their own, up to 15 seconds late, many out of order."""
+
+    def connect(self) -> list[Message]:
+        again = [m._replace(arrival=self.now) for m in super().connect()]
+        self.unconfirmed = {message.mid: message for message in again}
+        return again
+
+    now = START
+
+    def publish(self, now: float) -> Message:
+        self.now = now
+        message = super().publish(now)
+        number = self.published - 1
+        payload = b'{"time": %f, "value": %d}' % (now - number * 7919 % 1500 / 100, number)
+        self.unconfirmed[message.mid] = message._replace(payload=payload)
+        return self.unconfirmed[message.mid]
+
+
+def test_a_kill_at_any_step_loses_nothing_that_waits_for_earlier_readings() -> None:
+    """The same where readings wait by an allowance for lateness, which is another one after some of the starts."""
+    kills = waited = 0
+    for nth in range(3, 40):
+        rng = random.Random(nth)
+        files, broker, clock = CrashFiles(), LateBroker(), ManualClock(START)
+
+        def start(
+            saved: Snapshot | None,
+            seconds: float,
+            files: CrashFiles = files,
+            broker: Broker = broker,
+            clock: ManualClock = clock,
+        ) -> Daemon:
+            daemon = Daemon(files, broker, clock, saved)
+            daemon.shard.reorder.allow(seconds)  # as `recover` does at its end
+            return daemon
+
+        daemon = start(None, 15.0)
+        steps = 0
+
+        def step(nth: int = nth) -> None:
+            nonlocal steps
+            steps += 1
+            if steps % nth == 0:
+                raise Killed
+
+        for _ in range(20):
+            files.step = step
+            try:
+                daemon.turn(rng.randrange(6))
+                waited += len(daemon.shard.reorder)
+            except Killed:
+                kills += 1
+                files.step = lambda: None
+                daemon = start(daemon.saved, rng.choice([15.0, 15.0, 40.0, 0.0]))
+        files.step = lambda: None
+        daemon = start(daemon.saved, 15.0)
+        for _ in range(4):
+            daemon.turn()
+        assert not broker.unconfirmed
+        assert values_of(files) == list(range(broker.published))
+        assert len(daemon.shard.reorder) == 0
+        twin = new_shard()
+        replay(daemon.journal.read(0), 0, twin, Redelivery())
+        same(daemon.shard.export(), twin.export())
+    assert kills > 150
+    assert waited > 1000
+
+
 def test_nothing_is_acknowledged_before_it_is_safe_and_scoring_goes_on() -> None:
     """A full disk: no acknowledgement and no snapshot; when space returns all is acknowledged, once."""
     files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
@@ -343,6 +412,28 @@ def test_a_stop_in_the_middle_of_a_dear_turn_leaves_it_to_the_journal() -> None:
     assert not daemon.engine._save_if_whole()
     assert not broker.unconfirmed
     again = Daemon(files, broker, clock, daemon.saved)
+    assert again.shard.detector.statistics.narrow[:, Narrow.COUNT].sum() == 1000
+
+
+def test_a_stop_while_much_that_has_waited_goes_on_leaves_it_to_the_journal() -> None:
+    """The same, where the passing of time has let it go; its message was acknowledged when it came."""
+    files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
+    daemon = Daemon(files, broker, clock, None)
+    daemon.shard.reorder.allow(3000.0)
+    readings = [{"time": START - k, "value": k} for k in range(1000)]
+    dear = Message("plant/0", json.dumps(readings).encode(), 1, 1, False, START, 1)
+    broker.unconfirmed[1] = dear
+    daemon.receive([dear])
+    daemon.engine.turn(daemon.inbox.take(1, 0))
+    assert len(daemon.shard.reorder) == 1000
+    assert not broker.unconfirmed
+    clock.advance(3000.0)
+    daemon.engine.stop(0.0)
+    daemon.engine.turn([])
+    assert daemon.engine.is_safe_unsaved
+    assert not daemon.engine._save_if_whole()
+    again = Daemon(files, broker, clock, daemon.saved)
+    assert len(again.shard.reorder) == 0
     assert again.shard.detector.statistics.narrow[:, Narrow.COUNT].sum() == 1000
 
 
