@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -66,10 +68,11 @@ class Daemon:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
-            with error:
+            with error, contextlib.suppress(OSError, http.client.HTTPException):
                 return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
+        except (OSError, http.client.HTTPException):
+            pass
+        return 0, ""  # also where it is killed in the middle of its answer
 
     def numbers(self) -> Numbers:
         """A scrape, after both identities have been checked."""
