@@ -7,7 +7,7 @@ PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check $(i
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long lint check docs clean
+.PHONY: help demo test test-slow test-long lint check docs clean
 
 help:  ## list what `make` can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -17,6 +17,9 @@ demo: $(VENV)/.demo  ## broker, simulated plant and daemon on this machine; SECO
 
 test: $(VENV)/.test  ## the quick suite
 	$(VENV)/bin/python -m pytest
+
+test-slow: $(VENV)/.test  ## what CI runs besides: kills, memory, what needs a while
+	$(VENV)/bin/python -m pytest -m slow
 
 test-long: $(VENV)/.test  ## every test, the ones that take minutes too
 	$(VENV)/bin/python -m pytest -m ""

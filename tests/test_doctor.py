@@ -169,6 +169,7 @@ def arrived(broker: Broker, count: int) -> list[bytes]:
         return away.payloads("zigbee2mqtt/a")
 
 
+@pytest.mark.slow
 def test_five_thousand_messages_outlive_a_broker_that_is_killed_once_it_has_saved(shipped: Broker) -> None:
     """All of them, in their order, where the default keeps 1,000. SIGKILL costs what came since the last save only."""
     fill(shipped, 5_000)
@@ -462,6 +463,7 @@ def test_the_command_without_a_broker(mosquitto: StartBroker) -> None:
     assert doctor("--probe-messages", "-1").returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_a_doctor_that_is_interrupted_leaves_nothing_behind(

@@ -126,7 +126,7 @@ def kill_at_any_moment(rng: random.Random, broker: Broker, folder: Path, ledger:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.server("strace")
-@pytest.mark.parametrize("kills", [40, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [pytest.param(40, marks=pytest.mark.slow), pytest.param(500, marks=pytest.mark.long)])
 def test_kills_lose_nothing_and_double_nothing(mosquitto: StartBroker, tmp_path: Path, kills: int) -> None:
     """Half of them at the named places in turn: each message is in the journal once, and the state is a twin's.
 

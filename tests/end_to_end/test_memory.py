@@ -14,7 +14,9 @@ DOCS = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("series", [5_000, pytest.param(100_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "series", [pytest.param(5_000, marks=pytest.mark.slow), pytest.param(100_000, marks=pytest.mark.long)]
+)
 def test_memory_is_within_a_tenth_of_the_formula(mosquitto: StartBroker, tmp_path: Path, series: int) -> None:
     """Above it, and not so far below that the formula would say nothing."""
     resident, *peaks = memory.measure(mosquitto(lines=["max_queued_messages 0"]), tmp_path, series)
