@@ -23,7 +23,7 @@ from streamer.reorder import Reorder
 MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram")
 """Arrays that mean nothing under other weights."""
 LISTENED_SECONDS = (
-    3600.0  # after an outage, or when the clock was set, every series has so long to show that it is there
+    3600.0  # after an outage, or when the clock was set: so long every series has to show that it is there
 )
 
 

@@ -15,7 +15,7 @@ from streamer.disk import DiskFiles
 from streamer.journal import Journal
 from streamer.readings import Alarm, Batch
 from streamer.records import Admitted, Budget, Evicted, Group, Heard, Listening, Record, SessionLost, Swept
-from streamer.recovery import Recovered, apply, recover, replay, restore
+from streamer.recovery import Recovered, _behind_damage, apply, recover, replay, restore
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE, Registry
 from streamer.reorder import PREFIX
@@ -164,6 +164,17 @@ def test_series_that_come_back_from_silence_come_back_one_by_one() -> None:
     assert len(closed) == 2
     assert found.closed == closed
     same(replayed.export(), live.export())
+
+
+def test_behind_damage_silence_is_counted_from_there_whatever_is_written_again() -> None:
+    """A snapshot has the old beginning written once more: that must not bring back what nobody heard in the hole."""
+    shard, heard = new_shard(), START + 600.0
+    shard.listen_from(START)
+    for _, record in _behind_damage([(5, Listening(START)), (6, single(0, heard)), (7, Listening(START))], shard):
+        if isinstance(record, Listening):
+            apply(record, shard, Redelivery())
+            assert shard.cadence.listening_since == heard
+    assert shard.cadence.listening_since == heard
 
 
 def test_a_damaged_journal_is_replayed_up_to_the_damage() -> None:

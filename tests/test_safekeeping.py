@@ -27,7 +27,7 @@ from streamer.records import Group, SessionLost
 from streamer.recovery import replay
 from streamer.redelivery import Redelivery, RedeliveryState
 from streamer.registry import Registry
-from streamer.safekeeping import HANGING_SECONDS, RETRY_SECONDS, Begin, at_once
+from streamer.safekeeping import HANGING_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
 from streamer.shard import Shard, State
 from tests import scrapes
 from tests.crashfs import CrashFiles
@@ -208,6 +208,19 @@ def judge(daemon: Daemon) -> None:
     same(daemon.shard.export(), twin.export())
 
 
+class EveryNth:
+    """A step of the files that is a kill each n-th time."""
+
+    def __init__(self, nth: int) -> None:
+        self._nth = nth
+        self._steps = 0
+
+    def __call__(self) -> None:
+        self._steps += 1
+        if self._steps % self._nth == 0:
+            raise Killed
+
+
 @pytest.mark.parametrize("is_power_cut", [False, True], ids=["SIGKILL", "power cut"])
 def test_a_kill_at_any_step_loses_nothing_and_doubles_nothing(is_power_cut: bool) -> None:
     """At every n-th step of the disk, the acknowledgements and the snapshots, some of them lost on their way."""
@@ -216,14 +229,7 @@ def test_a_kill_at_any_step_loses_nothing_and_doubles_nothing(is_power_cut: bool
         rng = random.Random(nth)
         files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
         daemon = Daemon(files, broker, clock, None)
-        steps = 0
-
-        def step(nth: int = nth) -> None:
-            nonlocal steps
-            steps += 1
-            if steps % nth == 0:
-                raise Killed
-
+        step = EveryNth(nth)
         for _ in range(20):
             files.step = step
             daemon.lose_acknowledgements = rng.random() < 0.3
@@ -280,14 +286,7 @@ def test_a_kill_at_any_step_loses_nothing_that_waits_for_earlier_readings() -> N
             return daemon
 
         daemon = start(None, 15.0)
-        steps = 0
-
-        def step(nth: int = nth) -> None:
-            nonlocal steps
-            steps += 1
-            if steps % nth == 0:
-                raise Killed
-
+        step = EveryNth(nth)
         for _ in range(20):
             files.step = step
             try:
@@ -309,6 +308,42 @@ def test_a_kill_at_any_step_loses_nothing_that_waits_for_earlier_readings() -> N
         same(daemon.shard.export(), twin.export())
     assert kills > 150
     assert waited > 1000
+
+
+def test_what_needs_no_acknowledgement_leaves_nothing_behind_while_a_snapshot_is_owed() -> None:
+    """QoS 0 for as long as it may take: nothing waits, and nothing is to be done."""
+    journal = Journal(CrashFiles(), lambda: START)
+    journal.open()
+    owed, acknowledged = [True], list[Message]()
+    keeping = Safekeeping(
+        new_shard(), journal, Redelivery(), acknowledged.extend, 65_536, owes_snapshot=lambda: owed[0]
+    )
+
+    def is_due() -> bool:
+        return keeping.is_due
+
+    for turn in range(100):
+        keeping.commit([Message("plant/1", b"1", 0, 0, False, START, 1)], float(turn))
+    assert not is_due()
+    keeping.commit([Message("plant/1", b"1", 1, 7, False, START, 1)], 100.0)
+    assert is_due()
+    assert not acknowledged
+    owed.clear()
+    owed.append(False)
+    keeping.commit([], 101.0)
+    assert [message.mid for message in acknowledged] == [7]
+    assert not is_due()
+
+
+def test_a_stop_needs_no_snapshot_where_the_journal_has_all() -> None:
+    """It is said to be safe as long as the disk has taken everything."""
+    files, broker, clock = CrashFiles(), Broker(), ManualClock(START)
+    daemon = Daemon(files, broker, clock, None)
+    daemon.turn(3)
+    assert daemon.engine.is_safe_unsaved
+    files.room_bytes = 0
+    daemon.turn(3)
+    assert not daemon.engine.is_safe_unsaved
 
 
 def test_nothing_is_acknowledged_before_it_is_safe_and_scoring_goes_on() -> None:

@@ -7,13 +7,14 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tests.servers import program
 from tests.waiting import wait_until
 
 SECONDS = 20.0
+FIVE_MINUTES = 300_000_000  # microseconds
 RENAME, REMOVE = "?rename,?renameat,renameat2", "?unlink,unlinkat"  # those of them that this machine has
 
 
@@ -31,8 +32,18 @@ def traced(
 
 
 @contextmanager
-def failing(process: subprocess.Popen[bytes], calls: str, injection: str, paths: Sequence[Path] = ()) -> Iterator[None]:
-    """A process that runs already, with `injection` into `calls` on `paths`, or on whatever, as long as it lasts."""
+def failing(
+    process: subprocess.Popen[bytes],
+    calls: str,
+    injection: str,
+    paths: Sequence[Path] = (),
+    *,
+    ending: signal.Signals = signal.SIGTERM,
+) -> Iterator[None]:
+    """A process that runs already, with `injection` into `calls` on `paths`, or on whatever, as long as it lasts.
+
+    `ending` makes strace let the process go; in the middle of a delay it obeys SIGKILL only.
+    """
     only = [part for path in paths for part in ("-P", str(path))]
     what = ["-e", f"trace={calls}", "-e", f"inject={calls}:{injection}"]
     attach = [program("strace"), "-f", "-qq", "-o", "/dev/null", *only, *what, "-p", str(process.pid)]
@@ -41,7 +52,12 @@ def failing(process: subprocess.Popen[bytes], calls: str, injection: str, paths:
             wait_until(lambda: _is_held(process.pid), SECONDS, "strace")
             yield
         finally:
-            tracing.terminate()  # it lets the process go
+            tracing.send_signal(ending)
+
+
+def hanging(process: subprocess.Popen[bytes], call: str) -> AbstractContextManager[None]:
+    """A process that runs already, in which `call` does not return."""
+    return failing(process, call, f"delay_enter={FIVE_MINUTES}", ending=signal.SIGKILL)
 
 
 def _is_held(pid: int) -> bool:

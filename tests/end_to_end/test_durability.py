@@ -18,9 +18,8 @@ from tests.conftest import StartBroker
 from tests.end_to_end.daemon import SECONDS, STREAMER, client, message, running, send, with_segments_of
 from tests.end_to_end.ledger import KEEPS_ALL, journaled, new_snapshot
 from tests.end_to_end.scene import Scene, scene
-from tests.end_to_end.strace import REMOVE, RENAME, failing
+from tests.end_to_end.strace import FIVE_MINUTES, REMOVE, RENAME, failing, hanging, kill_in_delay, traced
 from tests.end_to_end.test_failures import learned
-from tests.servers import program
 from tests.waiting import wait_until
 
 
@@ -47,14 +46,12 @@ def test_what_both_snapshots_have_lost_the_journal_still_has(mosquitto: StartBro
 @pytest.mark.server("strace")
 def test_a_disk_that_hangs_stops_acknowledgements_not_scoring_and_heals(mosquitto: StartBroker, tmp_path: Path) -> None:
     """fdatasync takes minutes: not ready, and it says why; the broker has all of it until the disk answers."""
-    broker, tracer = mosquitto(lines=KEEPS_ALL), program("strace")
+    broker = mosquitto(lines=KEEPS_ALL)
     with client(broker) as peer, running(broker.port, tmp_path) as daemon:
         daemon.wait_ready()
         send(peer, "plant/oven", message(0, 20.0))
         daemon.wait_settled(1)
-        slow = [tracer, "-qq", "-f", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=300000000"]
-        with subprocess.Popen([*slow, "-p", str(daemon.process.pid)], stderr=subprocess.DEVNULL) as tracing:
-            wait_until(lambda: is_traced(daemon.process.pid), SECONDS, "strace")
+        with hanging(daemon.process, "fdatasync"):
             for k in range(1, 300):
                 send(peer, "plant/oven", message(k, 20.0))
             daemon.wait_settled(300)
@@ -64,7 +61,6 @@ def test_a_disk_that_hangs_stops_acknowledgements_not_scoring_and_heals(mosquitt
             numbers = daemon.numbers()
             assert (numbers["journal_failing", ""], numbers["readings_scored_total", ""]) == (1, 280)
             assert numbers["journal_pending_bytes", ""] > 0
-            tracing.kill()
         daemon.wait_ready()
         numbers = daemon.numbers()
         assert (numbers["journal_failing", ""], numbers["journal_pending_bytes", ""]) == (0, 0)
@@ -77,33 +73,49 @@ def test_a_disk_that_hangs_stops_acknowledgements_not_scoring_and_heals(mosquitt
 
 
 @pytest.mark.server("strace")
-def test_sigterm_is_obeyed_while_the_disk_hangs(mosquitto: StartBroker, tmp_path: Path) -> None:
-    """In time, and the loss of the snapshot is said; what the disk had not taken comes again."""
-    broker, tracer = mosquitto(lines=KEEPS_ALL), program("strace")
+def test_a_disk_that_hangs_at_the_start_does_not_hold_it_up(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """The daemon serves, scores and says why it is not ready; nothing is acknowledged."""
+    broker, trace = mosquitto(lines=KEEPS_ALL), tmp_path / "trace"
     with client(broker) as peer:
         with running(broker.port, tmp_path) as daemon:
             daemon.wait_ready()
-            slow = [tracer, "-qq", "-f", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=300000000"]
-            with subprocess.Popen([*slow, "-p", str(daemon.process.pid)], stderr=subprocess.DEVNULL) as tracing:
-                wait_until(lambda: is_traced(daemon.process.pid), SECONDS, "strace")
+            send(peer, "plant/oven", message(0, 20.0))
+            daemon.wait_settled(1)
+            assert daemon.stop() == 0
+        slow = traced(trace, "fdatasync", f"delay_enter={FIVE_MINUTES}", launch=STREAMER)
+        with running(broker.port, tmp_path, program=slow) as daemon:
+            wait_until(lambda: "has not answered" in daemon.get("/-/ready")[1], SECONDS, "the reason")
+            send(peer, "plant/oven", message(1, 20.0))
+            daemon.wait_settled(1)
+            assert daemon.numbers()["journal_pending_bytes", ""] > 0
+            kill_in_delay(daemon.process)
+            daemon.process.wait(SECONDS)
+        with running(broker.port, tmp_path) as daemon:
+            wait_until(lambda: len(journaled(tmp_path / "state")) == 2, SECONDS, "what the broker has kept")
+            assert daemon.stop() == 0
+    assert learned(tmp_path / "state") == 2
+
+
+@pytest.mark.server("strace")
+def test_sigterm_is_obeyed_while_the_disk_hangs(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """In time, and the loss of the snapshot is said; what the disk had not taken comes again."""
+    broker = mosquitto(lines=KEEPS_ALL)
+    with client(broker) as peer:
+        with running(broker.port, tmp_path) as daemon:
+            daemon.wait_ready()
+            with hanging(daemon.process, "fdatasync"):
                 for k in range(30):
                     send(peer, "plant/oven", message(k, 20.0))
                 daemon.wait_settled(30)
                 daemon.process.send_signal(signal.SIGTERM)
                 daemon.wait_log("state_saved=false", seconds=5)
-                tracing.kill()  # the kernel lets no process go that the disk, here strace, still has in its hands
-                assert daemon.process.wait(SECONDS) == 1
+            # The kernel lets no process go that the disk, here strace, still has in its hands.
+            assert daemon.process.wait(SECONDS) == 1
         with running(broker.port, tmp_path) as daemon:
             daemon.wait_ready()
             wait_until(lambda: len(journaled(tmp_path / "state")) == 30, SECONDS, "all of them in the journal")
             assert daemon.stop() == 0
     assert learned(tmp_path / "state") == 30
-
-
-def is_traced(process: int) -> bool:
-    """All of its threads are in a tracer's hands."""
-    statuses = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/status")]
-    return all("TracerPid:\t0" not in status for status in statuses)
 
 
 # --- The disk refuses ---
