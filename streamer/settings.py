@@ -371,7 +371,7 @@ class Limits(_Table):
     pending_bytes: int = _set(
         67_108_864,
         "How much may wait for a disk that refuses or hangs; then nothing more is taken, and the inbox fills.",
-        lower=65_536,
+        lower=33_554_432,  # twice a segment of the journal: a start may have to write one anew before anything comes
         upper=17_179_869_184,
         unit="bytes",
     )

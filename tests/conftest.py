@@ -63,7 +63,7 @@ def require(config: pytest.Config, *names: str) -> None:
     for name in names:
         if find_program(name) is None:
             config.stash[ABSENT][name] += 1
-            debian = "apt-get install mosquitto prometheus openssl strace faketime"
+            debian = "apt-get install mosquitto prometheus openssl strace faketime e2fsprogs util-linux"
             reason = f"SERVER ABSENT: {name!r} is not installed (Debian: {debian})"
             if os.environ.get("CI") == "true":
                 pytest.fail(f"{reason}; CI=true makes this a failure", pytrace=False)

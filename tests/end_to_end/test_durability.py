@@ -20,6 +20,7 @@ from tests.end_to_end.ledger import KEEPS_ALL, journaled, new_snapshot
 from tests.end_to_end.scene import Scene, scene
 from tests.end_to_end.strace import FIVE_MINUTES, REMOVE, RENAME, failing, hanging, kill_in_delay, traced
 from tests.end_to_end.test_failures import learned
+from tests.servers import program
 from tests.waiting import wait_until
 
 
@@ -269,11 +270,11 @@ def breakable_disk(tmp_path: Path) -> Iterator[Path]:
     image = tmp_path / "image"
     with image.open("wb") as file:
         file.truncate(32 << 20)
-    if subprocess.run(["mkfs.ext4", "-q", image], capture_output=True, check=False).returncode:
-        pytest.skip("no mkfs.ext4")
+    subprocess.run([program("mkfs.ext4"), "-q", image], capture_output=True, check=True)
     yield from mounted(tmp_path / "state", "-o", "loop,errors=remount-ro", image)
 
 
+@pytest.mark.server("mkfs.ext4", "e2fsck", "findmnt")
 def test_a_disk_that_turns_read_only(mosquitto: StartBroker, tmp_path: Path, breakable_disk: Path) -> None:
     """As kernels do when a disk is ill: no acknowledgement, and when it is mended all comes again, once."""
     broker = mosquitto(lines=KEEPS_ALL)
@@ -291,7 +292,7 @@ def test_a_disk_that_turns_read_only(mosquitto: StartBroker, tmp_path: Path, bre
         on.daemon.process.kill()
         on.daemon.process.wait()
         subprocess.run(["umount", breakable_disk], check=True)
-        mended = subprocess.run(["e2fsck", "-y", tmp_path / "image"], capture_output=True, check=False)
+        mended = subprocess.run([program("e2fsck"), "-y", tmp_path / "image"], capture_output=True, check=False)
         assert mended.returncode in {0, 1}, mended.stdout  # 1: errors were corrected
         subprocess.run(["mount", "-o", "loop", tmp_path / "image", breakable_disk], check=True)
         with running(on.proxy.port, tmp_path) as daemon:
