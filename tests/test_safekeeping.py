@@ -106,6 +106,7 @@ class Daemon:
         self.lose_acknowledgements = False
         self.is_slow = begin is not at_once
         self.saves = 0
+        self.owes_snapshot = False
         position = saved.position if saved else 0
         opened = self.journal.open(beyond=position)
         assert not opened.damage
@@ -136,6 +137,7 @@ class Daemon:
             redelivery=self.redelivery,
             session=lambda: self.broker.session_began,
             save=self.save,
+            owes_snapshot=lambda: self.owes_snapshot,
             snapshot_seconds=40.0,
             max_pending_bytes=5_000,
             begin=begin,
@@ -158,6 +160,7 @@ class Daemon:
         while (state := shard.go_on_copying(3)) is None:
             yield
         self.saved = Snapshot(state, known, position)
+        self.owes_snapshot = False
         self.files.step()
 
     def receive(self, messages: Sequence[Message]) -> None:
@@ -577,13 +580,15 @@ def test_what_a_slow_disk_has_taken_is_acknowledged_while_the_rest_waits() -> No
     judge(daemon)
 
 
-def test_a_disk_that_is_always_at_something_lets_a_snapshot_be_made() -> None:
+@pytest.mark.parametrize("is_owed", [False, True], ids=["due", "owed"])
+def test_a_disk_that_is_always_at_something_lets_a_snapshot_be_made(is_owed: bool) -> None:
     """When one is due nothing more is taken until all is safe; the time that a disk may hang bounds that."""
     disk, broker, clock = SlowDisk(), Broker(), ManualClock(START)
     daemon = Daemon(disk.files, broker, clock, None, disk.begin)
     daemon.turn(1)
     daemon.wait_acknowledged(1)
-    clock.advance(40.0)
+    daemon.owes_snapshot = is_owed  # then sooner
+    clock.advance(5.0 if is_owed else 40.0)
     saves, disk.hangs_at = daemon.saves, 1
     daemon.turn(2)
     assert disk.hangs.wait(SECONDS)
@@ -594,6 +599,7 @@ def test_a_disk_that_is_always_at_something_lets_a_snapshot_be_made() -> None:
     disk.release()
     daemon.wait_acknowledged(3)
     assert daemon.saves > saves
+    assert not daemon.owes_snapshot
 
 
 @pytest.mark.parametrize("step", [1, 2])
