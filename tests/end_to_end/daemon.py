@@ -94,6 +94,15 @@ class Daemon:
     def wait_ready(self) -> None:
         wait_until(self.is_ready, SECONDS, "ready")
 
+    def is_durable(self) -> bool:
+        """Whether the disk has all that was read, and answers."""
+        numbers = self.numbers()
+        return not numbers["journal_failing", ""] and not numbers["journal_pending_bytes", ""]
+
+    def wait_durable(self) -> None:
+        """Ready can come a write earlier: what was read while one write was made goes with the next."""
+        wait_until(self.is_durable, SECONDS, "all readings on the disk")
+
     def wait_log(self, words: str, seconds: float = SECONDS) -> None:
         wait_until(lambda: words in self.log(), seconds, f"{words!r} in the log")
 
