@@ -247,6 +247,14 @@ def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, n
     statistics.wide[slots], statistics.narrow[slots] = wide, narrow
 
 
+def rewind(statistics: Statistics, slots: Slots, time: Float64, value: Float64) -> None:
+    """These series stand where this was their last reading; what lasts is what it is now."""
+    statistics.wide[slots, Wide.TIME] = time
+    statistics.wide[slots, Wide.VALUE] = value
+    statistics.narrow[slots, Narrow.DIFFERENCE] = 0
+    statistics.narrow[slots, Narrow.RECENT_STEP] = statistics.narrow[slots, Narrow.STEP]
+
+
 def _bucket(time: Float64, seconds: float, buckets: int) -> NDArray[np.intp]:
     return np.floor(time / seconds).astype(np.int64) % buckets
 

@@ -18,7 +18,6 @@ from models import cells
 from models.weights import ForecasterConfig, Weights, check_streams, recurrent_layers
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 Float32 = NDArray[np.float32]
@@ -38,7 +37,7 @@ class Stepper(Protocol):
         """A copy of these slots' rows, `(n, state_size)`: h0 c0 h1 c1 ..., then attention's memory."""
         ...
 
-    def restore(self, rows: Float32) -> None:
+    def put(self, rows: slice | Slots, state: Float32) -> None:
         """Puts back what `export` gave."""
         ...
 
@@ -185,8 +184,8 @@ class NumpyStepper:
     def export(self, rows: slice | Slots) -> Float32:
         return self._state[rows].copy()
 
-    def restore(self, rows: Float32) -> None:
-        self._state[: len(rows)] = rows
+    def put(self, rows: slice | Slots, state: Float32) -> None:
+        self._state[rows] = state
 
     def reset(self, slots: Slots) -> None:
         self._state[slots] = 0.0
@@ -206,14 +205,14 @@ class TorchStepper:
         self._device = torch.device(device)
         self._sizes = cells.state_sizes(config.cell, config.hidden_size)
 
-        def put(array: NDArray[np.floating]) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self._device)
-
         self._layers = [
-            tuple(None if part is None else put(part) for part in layer) for layer in recurrent_layers(weights)
+            tuple(None if part is None else self._there(part) for part in layer) for layer in recurrent_layers(weights)
         ]
-        self._attention = put(weights.tensors["attention.weight"]) if config.attention else None
-        self._head, self._head_bias = put(weights.tensors["head.weight"]), put(weights.tensors["head.bias"])
+        self._attention = self._there(weights.tensors["attention.weight"]) if config.attention else None
+        self._head, self._head_bias = (
+            self._there(weights.tensors["head.weight"]),
+            self._there(weights.tensors["head.bias"]),
+        )
         self._state = torch.zeros((capacity, state_size(config)), device=self._device)
 
     def step(self, slots: Slots, inputs: Float32) -> Float32:
@@ -241,12 +240,19 @@ class TorchStepper:
             return output
 
     def export(self, rows: slice | Slots) -> Float32:
-        at = rows if isinstance(rows, slice) else self._torch.from_numpy(rows.astype(np.int64)).to(self._device)
-        found: Float32 = self._state[at].cpu().numpy()
+        found: Float32 = self._state[self._at(rows)].cpu().numpy()
         return found.copy()
 
-    def restore(self, rows: Float32) -> None:
-        self._state[: len(rows)] = self._torch.from_numpy(np.ascontiguousarray(rows)).to(self._device)
+    def put(self, rows: slice | Slots, state: Float32) -> None:
+        self._state[self._at(rows)] = self._there(state)
 
     def reset(self, slots: Slots) -> None:
-        self._state[self._torch.from_numpy(np.ascontiguousarray(slots, np.int64)).to(self._device)] = 0.0
+        self._state[self._at(slots)] = 0.0
+
+    def _there(self, array: NDArray[np.floating]) -> Tensor:
+        return self._torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self._device)
+
+    def _at(self, rows: slice | Slots) -> slice | Tensor:
+        if isinstance(rows, slice):
+            return rows
+        return self._torch.from_numpy(np.ascontiguousarray(rows, np.int64)).to(self._device)

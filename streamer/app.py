@@ -14,12 +14,14 @@ from pathlib import Path
 
 import msgspec
 
+from models.weights import WeightsError
 from streamer import recovery, signals, snapshot, version
 from streamer.clock import Clock, Steps, SystemClock
 from streamer.disk import DiskFiles
 from streamer.diskthread import DiskThread
 from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, Engine
 from streamer.errors import SettingsError, StateError
+from streamer.generations import Generations, Origin
 from streamer.http import Server
 from streamer.inbox import Inbox
 from streamer.journal import Journal
@@ -35,7 +37,7 @@ from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
 from streamer.statedir import StateDirectory
 from streamer.wire import tls_context
-from streamer.wiring import GENERATION, decoder_from, load_weights, shard_from
+from streamer.wiring import decoder_from, load_weights, shard_from, weights_path
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +66,15 @@ class App:
         self._redelivery = Redelivery()
         self._positions: deque[int] = deque(maxlen=snapshot.KEEP)  # of the snapshots that this run has written
         self._decoder = decoder_from(settings)
-        weights = load_weights(settings)
+        self._configured = load_weights(settings)
+        self._generations = Generations(self._directory.path)
         mqtt, limits = settings.mqtt, settings.limits
         self._past_filters = _strings(self._directory.kept(FILTERS_FILE))
         self._sparing = SparingLog(log, 60.0, self._clock.monotonic)
         registry = Registry(
             limits.max_series, limits.new_series_per_minute, limits.new_series_burst, self._decoder.device
         )
-        self._shard = shard_from(settings, weights, registry)
+        self._shard = shard_from(settings, self._configured, registry, find_weights=self._generations.find)
         self._inbox = Inbox(limits.inbox_bytes)
         self.metrics = Metrics(
             version(),
@@ -139,6 +142,7 @@ class App:
         self._is_writing_last = False
         self._has_saved_last = False
         self._owes_snapshot = False
+        self._served: tuple[int, str] | None = None
         self._wire_metrics()
 
     # --- Life ---
@@ -148,6 +152,7 @@ class App:
         self._directory.open()
         try:
             self._remember_filters()
+            number = self._number_configured()
             position = self._restore()
             durability = self._settings.state.durability
             closed: dict[str, Alarm] = {}
@@ -156,6 +161,7 @@ class App:
                 closed = self._recover(position)
             if not len(self._shard.registry):
                 event(log, logging.INFO, "no state to restore: every series begins anew")
+            self._settle_weights(number)
             self.engine.close_lost(_alarms(self._directory.kept(ALARMS_FILE)), closed)
             if self.http is not None:
                 self.http.start()
@@ -265,9 +271,57 @@ class App:
         metrics.measured("journal_failing", lambda: self.engine.journal_trouble() is not None)
         metrics.set("series_limit", settings.limits.max_series)
         metrics.set("alarm_budget_per_series_month", settings.alarms.budget_per_series_month)
-        metrics.set("model_generation", GENERATION)
+        metrics.measured("model_generation", lambda: self.engine.generation)
+        metrics.measured("model_swapping", lambda: self.engine.is_swapping)
         metrics.watch_series(lambda: self.engine.table)
         metrics.show_series(settings.metrics.per_series, settings.metrics.top)
+
+    # --- Weights ---
+
+    def _number_configured(self) -> int:
+        """Keeps a copy of the weights that the settings name; gives their number."""
+        number = self._generations.number_of(self._configured.sha256)
+        if number is None and self._settings.state.durability != "none":
+            origin: Origin = "named" if self._settings.model.weights else "shipped"
+            try:
+                number = self._generations.add(weights_path(self._settings), origin, self._clock.now()).number
+            except (OSError, WeightsError) as error:
+                event(log, logging.WARNING, "no copy of the weights was kept", reason=str(error))
+        self._shard.generation = number or 1
+        return self._shard.generation
+
+    def _settle_weights(self, configured: int) -> None:
+        """Which weights serve: those that made the state; without one, those that served last.
+
+        Unless the operator has named others since, or the program ships others and nothing was trained here.
+        """
+        serving, generations = self._generations.serving(), self._generations
+        if serving is not None and not self._shard.taken and serving.number != self._shard.generation:
+            self._swap(serving.number)
+        current = generations.about(self._shard.generation)
+        has_changed = serving is not None and serving.configured not in ("", self._configured.sha256)
+        is_ours_to_change = bool(self._settings.model.weights) or current is None or current.origin != "trained"
+        if has_changed and is_ours_to_change and configured != self._shard.generation:
+            event(log, logging.INFO, "the settings name other weights", generation=configured)
+            self.engine.swap(self._configured, configured)
+        self.remember_serving()
+
+    def _swap(self, number: int) -> None:
+        try:
+            self.engine.swap(self._generations.load(number), number)
+        except WeightsError as error:
+            event(log, logging.ERROR, "weights that served are not to be had", generation=number, reason=str(error))
+
+    def remember_serving(self) -> None:
+        """Which weights serve, for a start that finds no other state. For the main thread, once a second."""
+        known = (self.engine.generation, self._configured.sha256)
+        if known == self._served or self._settings.state.durability == "none":
+            return
+        try:
+            self._generations.serve(*known)
+            self._served = known
+        except OSError as error:
+            self._sparing.event(logging.WARNING, "not written", per="serving", file="serving.json", reason=str(error))
 
     # --- State ---
 
@@ -326,6 +380,8 @@ class App:
             event(log, logging.ERROR, "journal damaged", reason=damage)
         if opened.cut_bytes:
             event(log, logging.INFO, "journal cut: never acknowledged", reason=opened.cut_reason, size=opened.cut_bytes)
+        for lacking in recovered.lacking:
+            event(log, logging.ERROR, "weights that were to serve are not to be had", weights=lacking)
         for missing in recovered.missing:
             event(log, logging.ERROR, "readings lost", reason=missing)
         if recovered.failure is not None:
@@ -432,6 +488,7 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
         if app.engine.has_failed or not app.link.status().is_alive:
             event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
             return 1
+        app.remember_serving()
         if got is None:
             continue
         if got is signal.SIGHUP:

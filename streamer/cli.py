@@ -241,14 +241,18 @@ def _state(arguments: Arguments) -> int:
     settings = _settings(arguments)
     import msgspec
 
+    from streamer.generations import Generations
     from streamer.inspection import inspect
     from streamer.registry import Registry
-    from streamer.wiring import GENERATION, load_weights, shard_from
+    from streamer.wiring import load_weights, shard_from
 
     weights, limits = load_weights(settings), settings.limits
     registry = Registry(limits.max_series, limits.new_series_per_minute, limits.new_series_burst)
     directory = arguments.directory or Path(settings.state.directory)
-    found = inspect(directory, shard_from(settings, weights, registry), weights.sha256, GENERATION)
+    generations = Generations(directory)
+    shard = shard_from(settings, weights, registry, find_weights=generations.find)
+    shard.generation = generations.number_of(weights.sha256) or shard.generation
+    found = inspect(directory, shard)
     if arguments.json:
         _print(msgspec.to_builtins(found._asdict()), as_json=True)
     else:

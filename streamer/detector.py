@@ -19,6 +19,7 @@ from models.features import Narrow, Wide
 from models.step import NumpyStepper, Stepper, TorchStepper
 from models.weights import Weights
 from streamer.readings import Batch, Bool, Flag, Float32, Float64, Scores, Unscored, Wave
+from streamer.recent import READINGS, Recent
 
 Slots = NDArray[np.intp]
 
@@ -59,15 +60,22 @@ class Detector:
         offline: bool = False,
     ) -> None:
         self.budget_per_series_month = budget_per_series_month
+        self._capacity = capacity
+        self._device = device
         self.statistics = features.Statistics.allocate(capacity)
         self.calibration = calibration.Calibration.allocate(capacity)
-        self.stepper: Stepper = (
-            NumpyStepper(weights, capacity, offline=offline)
-            if device == "cpu"
-            else TorchStepper(weights, capacity, device)
-        )
+        self.recent = Recent(capacity)
+        self.stepper = self._new_stepper(weights, offline=offline)
+        self._incoming: Stepper | None = None
+        self._rebuilt = 0
+        """slots below it are stepped by `_incoming`, while there is one"""
         self.latest = np.full((capacity, len(LATEST)), np.nan)
         """the last reading's score, value, expected, lower, upper: what metrics and pages show"""
+
+    def _new_stepper(self, weights: Weights, *, offline: bool = False) -> Stepper:
+        if self._device == "cpu":
+            return NumpyStepper(weights, self._capacity, offline=offline)
+        return TorchStepper(weights, self._capacity, self._device)
 
     def score(self, batch: Batch) -> tuple[Scores, Wave]:
         """Verdicts on a wave (no slot twice). Moves (h, c) on; statistics and calibration stay as they are."""
@@ -94,7 +102,7 @@ class Detector:
         self, slots: Slots, rows: NDArray[np.intp], time: Float64, value: Float64, count: Float32, scores: Scores
     ) -> Wave:
         look = features.look(self.statistics, slots, time)
-        forecast = mixture.unpack(self.stepper.step(slots, look.inputs), look.previous, look.step)
+        forecast = mixture.unpack(self._advance(slots, look.inputs), look.previous, look.step)
         y = features.to_y(value, look.location, look.scale)
         band = features.from_y(mixture.quantiles(forecast), look.location[:, None], look.scale[:, None])
         lower, expected, upper = band[:, 0], band[:, 1], band[:, 2]
@@ -126,9 +134,21 @@ class Detector:
         usual_value = features.from_y(usual, look.location, look.scale)
         return Wave(rows, slots, time, value, look.elapsed, views, levels, distance, strict, usual_value, interval)
 
+    def _advance(self, slots: Slots, inputs: Float32) -> Float32:
+        """The head's output, each series by the network that has its state."""
+        if self._incoming is None:
+            return self.stepper.step(slots, inputs)
+        is_rebuilt = slots < self._rebuilt
+        head = np.empty((len(slots), mixture.PARAMETERS), np.float32)
+        for stepper, rows in ((self._incoming, is_rebuilt), (self.stepper, ~is_rebuilt)):
+            if rows.any():
+                head[rows] = stepper.step(slots[rows], inputs[rows])
+        return head
+
     def learn(self, scores: Scores, wave: Wave, normal: Bool) -> None:
         """Takes a scored wave in. `normal` `(len(wave.slots),)`: False where the reading belongs to an open alarm."""
         features.learn(self.statistics, wave.slots, wave.time, wave.value, normal)
+        self.recent.add(wave.slots, wave.time, wave.value)
         teaches = self.statistics.narrow[wave.slots, Narrow.COUNT] > CALIBRATED_FROM
         teaches &= scores.unscored[wave.rows] != Unscored.GAP
         self.calibration.learn(wave.slots[teaches], wave.views[teaches], normal[teaches])
@@ -142,6 +162,49 @@ class Detector:
             )
         )
 
+    # --- Other weights ---
+
+    def begin_swap(self, weights: Weights) -> None:
+        """Other weights are to serve: series by series, as `rebuild` gives each its state under them."""
+        self._incoming, self._rebuilt = self._new_stepper(weights), 0
+
+    def rebuild(self, end: int) -> None:
+        """The next series up to slot `end` find their state under the incoming weights, and are served by them.
+
+        They begin with the hidden state of the old weights, where it has the same shape, since a network that was
+        trained on from another is near to it; then their last readings are taken in once more. Statistics stand still
+        meanwhile, as they do in an alarm. The calibration stays: it ranks errors, whoever has made them.
+        """
+        incoming, slots = self._incoming, np.arange(self._rebuilt, end)
+        if incoming is None:
+            raise AssertionError("no weights are coming in")
+        self._rebuilt = end
+        state = self.stepper.export(slots)
+        if incoming.export(slice(0)).shape[1:] == state.shape[1:]:
+            incoming.put(slots, state)
+        time, value, lengths = self.recent.last(slots)
+        known = features.Statistics(*(getattr(self.statistics, f.name)[slots] for f in fields(self.statistics)))
+        for t in range(READINGS):
+            rows = np.flatnonzero(READINGS - lengths <= t)
+            is_first = READINGS - lengths[rows] == t
+            first, rows = rows[is_first], rows[~is_first]
+            features.rewind(known, first, time[first, t], value[first, t])
+            if len(rows):
+                look = features.look(known, rows, time[rows, t])
+                incoming.step(slots[rows], look.inputs)
+                features.learn(known, rows, time[rows, t], value[rows, t], np.zeros(len(rows), bool))
+
+    def finish_swap(self) -> None:
+        """All series have their state under the incoming weights: the others are given up."""
+        if self._incoming is None:
+            raise AssertionError("no weights are coming in")
+        self.stepper, self._incoming = self._incoming, None
+
+    @property
+    def rebuilt(self) -> int | None:
+        """How many slots the incoming weights serve; None while there are none."""
+        return None if self._incoming is None else self._rebuilt
+
     def is_warming(self, count: int) -> Bool:
         """Which of the first `count` slots have no verdict yet."""
         return self.statistics.narrow[:count, Narrow.COUNT] <= WARM_READINGS
@@ -151,13 +214,17 @@ class Detector:
         self.statistics.reset(slots)
         self.calibration.reset(slots)
         self.stepper.reset(slots)
+        if self._incoming is not None:
+            self._incoming.reset(slots)
+        self.recent.reset(slots)
         self.latest[slots] = np.nan
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Every state array but the recurrent one, by name."""
         statistics = {f"statistics.{f.name}": getattr(self.statistics, f.name) for f in fields(self.statistics)}
         calibrated = {"calibration": self.calibration.rows, "histogram": self.calibration.histogram}
-        return statistics | calibrated | {"latest": self.latest}
+        recent: dict[str, NDArray[np.generic]] = {"recent": self.recent.ring, "recent.count": self.recent.count}
+        return statistics | calibrated | recent | {"latest": self.latest}
 
     def export(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the first `count` rows of every state array, by name."""
@@ -170,7 +237,8 @@ class Detector:
             if name in arrays:
                 array[: len(arrays[name])] = arrays[name]
         if "recurrent" in arrays:
-            self.stepper.restore(arrays["recurrent"].astype(np.float32, copy=False))
+            state = arrays["recurrent"].astype(np.float32, copy=False)
+            self.stepper.put(slice(len(state)), state)
 
 
 LATEST = ("score", "value", "expected", "lower", "upper")

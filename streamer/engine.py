@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.weights import Weights
 from streamer import outbox
 from streamer.alarms import Change
 from streamer.clock import Clock
@@ -29,7 +30,7 @@ from streamer.log import SparingLog, event
 from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Alarm, Batch, Float64, Message, Unscored
-from streamer.records import Evicted, Group, Heard, Released, Swept
+from streamer.records import Evicted, Group, Heard, Rebuilt, Released, Swapped, Swept
 from streamer.recovery import slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
@@ -49,6 +50,7 @@ STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
 LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
 IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes room for a new one
 MOST_EVICTED = 1000  # in a sweep: some milliseconds
+REBUILT_ROWS = 64  # series that get their state under other weights between two turns: 15 to 25 ms
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
 MESSAGE_REJECTIONS = ("redelivered",)
 READING_REJECTIONS = ("future", "out_of_range", "admission_rate", "admission_full")
@@ -166,6 +168,7 @@ class Engine:
         self._saved_at = clock.monotonic()
         self._saving: Iterator[None] | None = None
         self._mailbox: Adjustment | None = None
+        self._wanted: tuple[Weights, int] | None = None
         self._thread: threading.Thread | None = None
         self._leave_by: float | None = None  # monotonic; set by `stop`
         self._failure: BaseException | None = None
@@ -226,6 +229,20 @@ class Engine:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
         self._mailbox = adjustment
 
+    def swap(self, weights: Weights, generation: int) -> None:
+        """These are to serve: begun between two turns, and gone on with between the next ones; a later one counts."""
+        self._wanted = weights, generation
+
+    @property
+    def generation(self) -> int:
+        """Of the weights that serve; while others come in, the old ones'."""
+        return self._shard.generation
+
+    @property
+    def is_swapping(self) -> bool:
+        """Other weights are coming in, or wanted."""
+        return self._wanted is not None or self._shard.is_swapping
+
     @property
     def has_failed(self) -> bool:
         """A bug has ended the engine's thread."""
@@ -284,7 +301,8 @@ class Engine:
         if self._waits_to_save() and self._leave_by is None:
             self._leaving.wait(REST_SECONDS)
             return []
-        messages = self._inbox.take(limit, SWEEP_SECONDS if self._saving is None else 0)
+        is_idle = self._saving is None and not self.is_swapping
+        messages = self._inbox.take(limit, SWEEP_SECONDS if is_idle else 0)
         rest_seconds = self._committed_at + self._commit_seconds - self._clock.monotonic()
         if messages and len(messages) < limit and rest_seconds > 0:
             self._inbox.gather(limit - len(messages), rest_seconds)
@@ -304,6 +322,10 @@ class Engine:
         """A snapshot must be neither ahead of the journal nor in the middle of a group."""
         if self._has_left or not self._safekeeping.is_safe:
             return False
+        if self._shard.is_swapping:
+            if self._safekeeping.has_journal:  # it is all in there
+                return False
+            self._shard.finish_swap()
         if not self._remember_all():  # how an alarm closed is in the journal, and not in a replay from here on
             return False
         self._saving = self._save(self._shard)
@@ -332,6 +354,7 @@ class Engine:
         """One turn: everything that follows from these messages and from the time that has passed."""
         started = self._clock.monotonic()
         self._take_mail()
+        self._go_on_swapping()
         self._listen()
         if messages:
             self._tell_past()  # a session's backlog comes ahead of SUBACK: "opened" before what closes it
@@ -340,7 +363,8 @@ class Engine:
             self._commit([], started)
         if started - self._swept_at >= SWEEP_SECONDS:
             self._sweep(started)
-        if not self._go_on_saving() and started - self._saved_at >= self._save_every_seconds():
+        is_due = started - self._saved_at >= self._save_every_seconds()
+        if not self._go_on_saving() and is_due and not self._shard.is_swapping:
             self._saved_at = started if self._save_if_whole() else self._saved_at
         self.progress_at = self._clock.monotonic()
 
@@ -544,6 +568,23 @@ class Engine:
             self._decoder = adjustment.decoder
             self._silent = adjustment.silent
             self._shard.detector.budget_per_series_month = adjustment.budget_per_series_month
+
+    def _go_on_swapping(self) -> None:
+        """Other weights, some series at a time."""
+        wanted, self._wanted = self._wanted, None
+        if wanted is not None:
+            weights, generation = wanted
+            self._safekeeping.append(Swapped(generation, weights.sha256))
+            self._shard.begin_swap(weights, generation)
+            event(log, logging.INFO, "other weights come in", generation=generation, sha256=weights.sha256[:16])
+        if not self._shard.is_swapping:
+            return
+        end = self._shard.next_rebuilt(REBUILT_ROWS)
+        self._safekeeping.append(Rebuilt(end))
+        if self._shard.go_on_swapping(end):
+            self._saved_at = -np.inf  # else every start would repeat it
+            self._metrics.add("model_swaps_total")
+            event(log, logging.INFO, "other weights serve", generation=self._shard.generation, series=end)
 
     def _sweep(self, started: float) -> None:
         """What depends on the passing of time: silence, the table of series, gauges."""

@@ -115,7 +115,7 @@ class Inspection(NamedTuple):
         return lines | {f"problem {number}": problem for number, problem in enumerate(self.problems, 1)}
 
 
-def inspect(directory: Path, shard: Shard, weights_sha256: str, generation: int) -> Inspection:
+def inspect(directory: Path, shard: Shard) -> Inspection:
     """Reads the directory; `shard` has met no reading. Raises StateError."""
     try:
         files = _snapshots(directory)
@@ -129,6 +129,7 @@ def inspect(directory: Path, shard: Shard, weights_sha256: str, generation: int)
         ) from error
     damage = [sentence.replace("it is kept as", "a start would keep it as") for sentence in opened.damage]
     problems = [*restored.set_aside, *damage, *recovered.missing]
+    problems += [f"weights that were to serve are not to be had: {sentence}" for sentence in recovered.lacking]
     problems += [f"the journal is not used to its end: {recovered.damage}"] if recovered.damage else []
     registry = shard.registry
     slots = [slot for slot in range(registry.rows) if registry.key(slot)]
@@ -137,8 +138,8 @@ def inspect(directory: Path, shard: Shard, weights_sha256: str, generation: int)
     return Inspection(
         directory=str(directory),
         in_use_by=in_use_by,
-        generation=generation,
-        weights_sha256=weights_sha256,
+        generation=shard.generation,
+        weights_sha256=shard.weights.sha256,
         snapshots=files,
         snapshot=restored.snapshot.path.name if restored.snapshot else None,
         left_behind=restored.left_behind,

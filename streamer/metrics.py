@@ -114,6 +114,8 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         ),
         # State.
         "model_generation": _Family("gauge", "Generation of the weights that serve."),
+        "model_swapping": _Family("gauge", "1 while other weights come in, series by series."),
+        "model_swaps_total": _Family("counter", "How often other weights have come to serve."),
         "state_restored": _Family("gauge", "1 when the start found the state of an earlier run, 0 when it began anew."),
         "snapshot_total": _Family("counter", "Snapshots that were tried, by result.", "result", ("ok", "failed")),
         "snapshot_seconds": _Family("gauge", "How long the last good snapshot took."),

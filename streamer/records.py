@@ -117,7 +117,20 @@ class SessionLost(msgspec.Struct, frozen=True, tag=True):
     """The broker has forgotten the session: no message before this one will come again under its identifier."""
 
 
-Fact = Admitted | Evicted | Heard | Listening | Swept | Budget | Lateness | Released | SessionLost
+class Swapped(msgspec.Struct, frozen=True, tag=True):
+    """Other weights are to serve; a swap that was not over is finished first."""
+
+    generation: int
+    sha256: str
+
+
+class Rebuilt(msgspec.Struct, frozen=True, tag=True):
+    """All series below this slot are served by them."""
+
+    end: int
+
+
+Fact = Admitted | Evicted | Heard | Listening | Swept | Budget | Lateness | Released | SessionLost | Swapped | Rebuilt
 Record = Group | Fact
 
 

@@ -30,9 +30,11 @@ from streamer.records import (
     Heard,
     Lateness,
     Listening,
+    Rebuilt,
     Record,
     Released,
     SessionLost,
+    Swapped,
     Swept,
 )
 from streamer.redelivery import Redelivery, RedeliveryState
@@ -122,6 +124,8 @@ class Recovered(NamedTuple):
     """a sentence for each piece of the journal that it went over"""
     failure: Exception | None = None
     """a bug of ours, by which nothing of the journal was taken in"""
+    lacking: tuple[str, ...] = ()
+    """a sentence for each set of weights that was to serve and is not to be had: the ones before went on"""
 
 
 def recover(journal: Journal, opened: Opened, position: int | None, shard: Shard, redelivery: Redelivery) -> Recovered:
@@ -164,7 +168,7 @@ def _replay_over_damage(journal: Journal, start: int, shard: Shard, redelivery: 
         sentence = f"{whole.damage}; what follows {behind - 1} was taken in, {readings} readings are missing"
         whole = Recovered(
             part.end, whole.readings + part.readings, part.damage, whole.closed | part.closed,
-            (*whole.missing, sentence),
+            (*whole.missing, sentence), lacking=(*whole.lacking, *part.lacking),
         )  # fmt: skip
     return whole
 
@@ -200,6 +204,7 @@ def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, rede
     end, readings, damage = start, 0, None
     closed: dict[str, Alarm] = {}
     groups: list[Group] = []
+    lacking: list[str] = []
     waiting = 0
 
     def note(changes: list[Change]) -> None:
@@ -226,11 +231,13 @@ def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, rede
             else:
                 take()
                 note(apply(record, shard, redelivery))
+                if isinstance(record, Swapped) and not shard.is_swapping:
+                    lacking.append(f"generation {record.generation}, SHA-256 {record.sha256[:16]}")
             end = position + 1
     except DamagedError as found:
         damage = found
     take()
-    return Recovered(end, readings, damage, closed)
+    return Recovered(end, readings, damage, closed, lacking=tuple(lacking))
 
 
 def _ends_silence(group: Group, shard: Shard) -> bool:
@@ -264,6 +271,10 @@ def apply(record: Record, shard: Shard, redelivery: Redelivery) -> list[Change]:
             return _process(shard.release(record.now), shard)
         case SessionLost():
             redelivery.forget()
+        case Swapped():
+            shard.begin_swap_to(record.sha256, record.generation)
+        case Rebuilt():
+            shard.go_on_swapping(record.end)
     return []
 
 

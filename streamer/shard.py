@@ -22,6 +22,8 @@ from streamer.reorder import Reorder
 
 MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram")
 """Arrays that mean nothing under other weights."""
+LATER = ("recent", "recent.count")
+"""Arrays that a snapshot of an earlier version has not: they begin anew."""
 LISTENED_SECONDS = (
     3600.0  # after an outage, or when the clock was set: so long every series has to show that it is there
 )
@@ -37,6 +39,10 @@ class Ready(NamedTuple):
     """`hold` has taken note that they came"""
     changes: list[Change]
     """of alarms, since they came"""
+
+
+FindWeights = Callable[[str], Weights | None]
+"""By the SHA-256 of their file; None: they are not to be had."""
 
 
 class Outcome(NamedTuple):
@@ -105,6 +111,7 @@ class _Rest(msgspec.Struct):
     value_alarms: SavedValue
     silence_alarms: list[SavedSilence]
     taken: int = 0
+    generation: int = 1
 
 
 class Shard:
@@ -120,10 +127,18 @@ class Shard:
         device: str = "cpu",
         offline: bool = False,
         lateness_seconds: float = 0.0,
+        generation: int = 1,
+        find_weights: FindWeights = lambda _: None,
     ) -> None:
+        """`find_weights`: those that a state, or a journal, has been served by."""
         self.registry = registry
         self.reorder = Reorder(lateness_seconds)
         self._weights = weights
+        self._incoming: tuple[Weights, int] | None = None
+        self._known = {weights.sha256: weights}
+        self._find_weights = find_weights
+        self.generation = generation
+        """of the weights"""
         self._device = device
         self._offline = offline
         self.taken = 0
@@ -272,9 +287,60 @@ class Shard:
         fresh = self.cadence.absent_seconds(count, now) <= allowed
         return np.flatnonzero(fresh & (self.registry.devices >= 0)).astype(np.int32)
 
+    # --- Other weights ---
+
+    @property
+    def weights(self) -> Weights:
+        """Those that serve; while others come in, the old ones."""
+        return self._weights
+
+    @property
+    def is_swapping(self) -> bool:
+        """Some series may be served by other weights already."""
+        return self._incoming is not None
+
+    def begin_swap(self, weights: Weights, generation: int) -> None:
+        """These are to serve, once `go_on_swapping` has come to the last series; until then no copy may begin.
+
+        What another swap had begun is finished first.
+        """
+        self.finish_swap()
+        self._known[weights.sha256] = weights
+        self._incoming = weights, generation
+        self.detector.begin_swap(weights)
+
+    def begin_swap_to(self, sha256: str, generation: int) -> bool:
+        """The same with weights by their name; False if they are not to be had."""
+        found = self._find(sha256)
+        if found is not None:
+            self.begin_swap(found, generation)
+        return found is not None
+
+    def next_rebuilt(self, rows: int) -> int:
+        """Up to which slot `go_on_swapping` should come, for so many at once."""
+        return min((self.detector.rebuilt or 0) + rows, self.registry.rows)
+
+    def go_on_swapping(self, end: int) -> bool:
+        """The series up to slot `end` are served by the incoming weights; with the last one the swap is over: True."""
+        if self._incoming is None:
+            return True
+        if self._copy is not None:
+            self._copy.keep(np.arange(self.detector.rebuilt or 0, end))
+        self.detector.rebuild(end)
+        if end < self.registry.rows:
+            return False
+        self.detector.finish_swap()
+        (self._weights, self.generation), self._incoming = self._incoming, None
+        return True
+
+    def finish_swap(self) -> None:
+        """At once, however many series are left."""
+        self.go_on_swapping(self.registry.rows)
+
     def make_room(self, rows: int) -> None:
         """Holds so many series, although the limit may have been lowered since they were let in."""
         if rows > self._capacity:
+            self.finish_swap()
             state, listening_since = self.export(), self.cadence.listening_since
             self._allocate(rows, self.detector.budget_per_series_month)
             self.restore(state)
@@ -282,6 +348,7 @@ class Shard:
 
     def begin_anew(self) -> None:
         """Forgets everything, as if it had met no reading."""
+        self._incoming = None
         self._allocate(self._capacity, self.detector.budget_per_series_month)
         self.registry.forget()
         self.reorder.forget()
@@ -312,6 +379,7 @@ class Shard:
             self.value_alarms.state(),
             self.silence_alarms.state(),
             self.taken,
+            self.generation,
         )
         waiting = self.reorder.state(self.registry.rows)
         return Copy(self._readers(), self.registry.rows, msgspec.to_builtins(rest), waiting)
@@ -325,20 +393,27 @@ class Shard:
     def restore(self, state: State) -> str | None:
         """Becomes what `export` saw; for a shard that has met no reading. None, or what had to be left behind.
 
-        State that other weights have made is not used: (h, c) and the calibration begin anew under these, the running
-        statistics stay. Raises ValueError if the state is not one of this shard's kind; then nothing is taken.
+        The weights that have made it serve. Where they are not to be had, (h, c) and the calibration begin anew under
+        these, the running statistics stay. Raises ValueError if the state is not one of this shard's kind; then nothing
+        is taken.
         """
         try:
             rest = msgspec.convert(state.rest, _Rest)
         except msgspec.ValidationError as error:
             raise ValueError(f"the state is not of this kind: {error}") from error
         count = len(rest.registry.keys)
-        is_ours = rest.weights_sha256 == self._weights.sha256
-        arrays = {
-            name: _fitting(name, state.arrays.get(name), like, count)
-            for name, like in ((name, read(slice(0))) for name, read in self._readers().items())
-            if is_ours or name not in MADE_BY_WEIGHTS
-        }
+        before, found = self._weights, self._find(rest.weights_sha256)
+        is_ours = found is not None
+        self._serve(found or before)
+        try:
+            arrays = {
+                name: _fitting(name, state.arrays.get(name), like, count)
+                for name, like in ((name, read(slice(0))) for name, read in self._readers().items())
+                if (is_ours or name not in MADE_BY_WEIGHTS) and (name in state.arrays or name not in LATER)
+            }
+        except ValueError:
+            self._serve(before)
+            raise
         self.reorder.restore(state.arrays, count)
         if count > self._capacity:  # the limit was lowered: what is known stays, nothing new is let in
             self._allocate(count, self.detector.budget_per_series_month)
@@ -348,9 +423,24 @@ class Shard:
         self.value_alarms.noted[:count] = arrays["noted"]
         self.applied[:count] = arrays["applied"]
         self.taken = rest.taken
+        self.generation = rest.generation if is_ours else self.generation
         self.value_alarms.restore(rest.value_alarms, with_kept=is_ours)
         self.silence_alarms.restore(rest.silence_alarms)
         return None if is_ours else "the hidden states and the calibration: other weights had made them"
+
+    def _find(self, sha256: str) -> Weights | None:
+        if sha256 not in self._known:
+            found = self._find_weights(sha256)
+            if found is None:
+                return None
+            self._known[sha256] = found
+        return self._known[sha256]
+
+    def _serve(self, weights: Weights) -> None:
+        """For a shard that has met no reading."""
+        if weights is not self._weights:
+            self._weights = weights
+            self._allocate(self._capacity, self.detector.budget_per_series_month)
 
 
 def _fitting(

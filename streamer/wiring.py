@@ -11,10 +11,9 @@ from streamer.errors import ModelError
 from streamer.payloads import Decoder, Rule
 from streamer.registry import Registry
 from streamer.settings import Settings
-from streamer.shard import Shard
+from streamer.shard import FindWeights, Shard
 from streamer.topics import own_prefix
 
-GENERATION = 1  # of the weights: retraining will count on from here
 LEAST_CACHE_BYTES, CACHE_BYTES = 16 << 20, 2700  # for the names of topics and fields; the latter a series
 
 
@@ -35,12 +34,17 @@ def decoder_from(settings: Settings) -> Decoder:
     )
 
 
+def weights_path(settings: Settings) -> Path:
+    """Of the weights that the settings name, or of the shipped ones."""
+    return Path(settings.model.weights) if settings.model.weights else weights_files.BASE
+
+
 def load_weights(settings: Settings, *, offline: bool = False) -> weights_files.Weights:
     """The weights that the settings name, or the shipped ones. Raises ModelError.
 
     `offline`: for labelling history, which wants a forecaster that reads a series from both ends.
     """
-    path = Path(settings.model.weights) if settings.model.weights else weights_files.BASE
+    path = weights_path(settings)
     try:
         weights = weights_files.load(path)
     except weights_files.WeightsError as error:
@@ -76,7 +80,12 @@ def device_from(settings: Settings) -> str:
 
 
 def shard_from(
-    settings: Settings, weights: weights_files.Weights, registry: Registry, *, offline: bool = False
+    settings: Settings,
+    weights: weights_files.Weights,
+    registry: Registry,
+    *,
+    offline: bool = False,
+    find_weights: FindWeights = lambda _: None,
 ) -> Shard:
     """A shard without a past; one that labels history steps on the CPU. Raises ModelError."""
     most = settings.limits.max_series
@@ -89,6 +98,7 @@ def shard_from(
             device="cpu" if offline else device_from(settings),
             offline=offline,
             lateness_seconds=settings.input.lateness_seconds,
+            find_weights=find_weights,
         )
     except MemoryError as error:
         raise ModelError(

@@ -18,7 +18,7 @@ from tests.streams import random_weights, shipped_weights
 
 
 def look(directory: Path) -> Inspection:
-    return inspect(directory, new_shard(), shipped_weights().sha256, 1)
+    return inspect(directory, new_shard())
 
 
 def contents(directory: Path) -> dict[str, tuple[int, bytes]]:

@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 # Lowest first; `models` lies below them all. A part imports lower layers and its own, where no cycle may arise.
 LAYERS = (
     {"__init__", "errors", "exposition", "log", "metrics", "places", "readings", "settings", "signals", "topics"},
-    {"alarms", "baseline", "clock", "detector", "disk", "inbox", "inspection", "journal", "outbox", "payloads"}
-    | {"records", "recovery", "redelivery", "registry", "reorder", "safekeeping", "shard", "snapshot", "statedir"}
+    {"alarms", "baseline", "clock", "detector", "disk", "generations", "inbox", "inspection", "journal", "outbox"}
+    | {"payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "safekeeping", "shard"}
+    | {"snapshot", "statedir"}
     | {"endings", "packets", "wire"},  # what mqtt is made of
     {"diskthread", "engine", "replay", "report", "retrain"},
     {"probe", "wiring"},

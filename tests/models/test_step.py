@@ -94,7 +94,7 @@ def test_a_stepper_that_is_restored_goes_on(config: ForecasterConfig) -> None:
         one.step(np.arange(6), x)
     rows = one.export(slice(6))
     assert rows.shape == (6, step.state_size(config))
-    two.restore(rows)
+    two.put(slice(len(rows)), rows)
     np.testing.assert_allclose(
         two.step(np.arange(6), inputs[8]), one.step(np.arange(6), inputs[8]), rtol=1e-5, atol=1e-5
     )
@@ -131,7 +131,7 @@ def test_other_slots_are_left_alone(slots: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     for stepper in steppers(weights, 31):
         before = rng.normal(size=(31, step.state_size(config))).astype(np.float32)
-        stepper.restore(before)
+        stepper.put(slice(len(before)), before)
         stepper.step(np.array(slots), rng.normal(size=(len(slots), 4)).astype(np.float32))
         after = stepper.export(slice(31))
         others = np.setdiff1d(np.arange(31), slots)
