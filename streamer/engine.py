@@ -107,6 +107,7 @@ class Engine:
         idle_seconds: float = IDLE_SECONDS,
         silent: bool = True,
         publish_series: Literal["alarm", "all", "off"] = "alarm",
+        rebuilt_rows: int = REBUILT_ROWS,
     ) -> None:
         """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not.
 
@@ -149,6 +150,7 @@ class Engine:
         self._idle_seconds = idle_seconds
         self._silent = silent
         self._publish_series = publish_series
+        self._rebuilt_rows = rebuilt_rows
         self._sparing = SparingLog(log, 10.0, clock.monotonic)
 
         self._columns = Columns()
@@ -579,7 +581,7 @@ class Engine:
             event(log, logging.INFO, "other weights come in", generation=generation, sha256=weights.sha256[:16])
         if not self._shard.is_swapping:
             return
-        end = self._shard.next_rebuilt(REBUILT_ROWS)
+        end = self._shard.next_rebuilt(self._rebuilt_rows)
         self._safekeeping.append(Rebuilt(end))
         if self._shard.go_on_swapping(end):
             self._saved_at = -np.inf  # else every start would repeat it

@@ -14,7 +14,7 @@ from streamer.errors import StateError
 from streamer.inspection import Inspection, inspect
 from streamer.statedir import StateDirectory
 from tests.states import KEYS, SERIES, flip, flip_group, make_state, new_shard, snapshots
-from tests.streams import random_weights, shipped_weights
+from tests.streams import random_weights
 
 
 def look(directory: Path) -> Inspection:

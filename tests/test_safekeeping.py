@@ -142,6 +142,7 @@ class Daemon:
             max_pending_bytes=5_000,
             begin=begin,
             patience_seconds=0.02,
+            rebuilt_rows=2,
         )
         self.receive(broker.connect())
 
