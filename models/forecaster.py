@@ -20,8 +20,6 @@ from models import mixture
 from models.recurrent import Recurrent, State, attend, without_padding
 from models.weights import ForecasterConfig
 
-NLL_LEAST, NLL_MOST = -4.0, 15.0  # nats a reading may add to the loss: equal and wild ones teach no more than that
-
 
 class Forecaster(nn.Module):
     """Maps inputs `(batch, time, input_size)` and a state to the head's parameters `(batch, time, 9)`.
@@ -141,4 +139,4 @@ def log_loss(head: Tensor, previous: Tensor, step: Tensor, y: Tensor) -> Tensor:
     z = (y.unsqueeze(-1) - location) / scale
     log_density = -z.abs() - 2 * functional.softplus(-z.abs()) - scale.log()  # of the logistic
     total = torch.logsumexp(functional.log_softmax(logits, dim=-1) + log_density, dim=-1)
-    return (-total).clamp(NLL_LEAST, NLL_MOST)
+    return (-total).clamp(mixture.LEAST_LOSS, mixture.MOST_LOSS)

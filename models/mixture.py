@@ -20,6 +20,7 @@ LOG_SCALE_LIMIT = 7.0
 SCALE_FLOOR = 1e-4  # of y: repeated equal readings must not make a scale of nothing
 BAND = np.array([0.005, 0.5, 0.995], np.float32)  # lower end, median, upper end
 BAND_LOGIT, BAND_TANH = np.log(BAND / (1 - BAND)), 2 * BAND - 1
+LEAST_LOSS, MOST_LOSS = -4.0, 15.0  # nats of a reading: equal and wild ones teach, and judge, no more than that
 SECTIONS, ROUNDS = 8, 6
 INNER = np.arange(1, SECTIONS, dtype=np.float32)
 
@@ -35,6 +36,17 @@ def unpack(head: Float32, previous: Float32, step: Float32) -> Float32:
     spread = np.exp(np.clip(head[:, 2 * COMPONENTS :], -LOG_SCALE_LIMIT, LOG_SCALE_LIMIT))
     forecast[:, 2] = np.maximum(step[:, None] * spread, SCALE_FLOOR)
     return forecast
+
+
+def loss(forecast: Float32, y: Float32) -> Float64:
+    """Negative log-likelihood of each `y` `(n,)` in nats, as `forecaster.log_loss` has it for training."""
+    weights, locations, scales = np.moveaxis(forecast.astype(np.float64), 1, 0)  # (n, 3) each
+    z = np.abs((y[:, None] - locations) / scales)
+    density = -z - 2 * np.log1p(np.exp(-z)) - np.log(scales)  # log, of the logistic
+    peak = density.max(axis=1)
+    total = peak + np.log((weights * np.exp(density - peak[:, None])).sum(axis=1) + 1e-300)
+    bounded: Float64 = np.clip(-total, LEAST_LOSS, MOST_LOSS)
+    return bounded
 
 
 def quantiles(forecast: Float32) -> Float32:

@@ -20,6 +20,7 @@ from models.step import NumpyStepper, Stepper, TorchStepper
 from models.weights import Weights
 from streamer.readings import Batch, Bool, Flag, Float32, Float64, Scores, Unscored, Wave
 from streamer.recent import READINGS, Recent
+from streamer.shadow import Shadow
 
 Slots = NDArray[np.intp]
 
@@ -69,6 +70,7 @@ class Detector:
         self._incoming: Stepper | None = None
         self._rebuilt = 0
         """slots below it are stepped by `_incoming`, while there is one"""
+        self.shadow: Shadow | None = None
         self.latest = np.full((capacity, len(LATEST)), np.nan)
         """the last reading's score, value, expected, lower, upper: what metrics and pages show"""
 
@@ -104,6 +106,9 @@ class Detector:
         look = features.look(self.statistics, slots, time)
         forecast = mixture.unpack(self._advance(slots, look.inputs), look.previous, look.step)
         y = features.to_y(value, look.location, look.scale)
+        if self.shadow is not None:
+            is_served = np.full(len(slots), True) if self._incoming is None else slots < self._rebuilt
+            self.shadow.step(slots, look, forecast, y, is_served & (count >= WARM_READINGS))
         band = features.from_y(mixture.quantiles(forecast), look.location[:, None], look.scale[:, None])
         lower, expected, upper = band[:, 0], band[:, 1], band[:, 2]
 
@@ -149,6 +154,8 @@ class Detector:
         """Takes a scored wave in. `normal` `(len(wave.slots),)`: False where the reading belongs to an open alarm."""
         features.learn(self.statistics, wave.slots, wave.time, wave.value, normal)
         self.recent.add(wave.slots, wave.time, wave.value)
+        if self.shadow is not None:
+            self.shadow.settle(wave.slots, normal)
         teaches = self.statistics.narrow[wave.slots, Narrow.COUNT] > CALIBRATED_FROM
         teaches &= scores.unscored[wave.rows] != Unscored.GAP
         self.calibration.learn(wave.slots[teaches], wave.views[teaches], normal[teaches])
@@ -182,6 +189,10 @@ class Detector:
         state = self.stepper.export(slots)
         if incoming.export(slice(0)).shape[1:] == state.shape[1:]:
             incoming.put(slots, state)
+        self._take_in_again(incoming, slots, slots)
+
+    def _take_in_again(self, stepper: Stepper, places: Slots, slots: Slots) -> None:
+        """Steps the state of `places` with the last readings of `slots`."""
         time, value, lengths = self.recent.last(slots)
         known = features.Statistics(*(getattr(self.statistics, f.name)[slots] for f in fields(self.statistics)))
         for t in range(READINGS):
@@ -191,8 +202,20 @@ class Detector:
             features.rewind(known, first, time[first, t], value[first, t])
             if len(rows):
                 look = features.look(known, rows, time[rows, t])
-                incoming.step(slots[rows], look.inputs)
+                stepper.step(places[rows], look.inputs)
                 features.learn(known, rows, time[rows, t], value[rows, t], np.zeros(len(rows), bool))
+
+    def watch(self, weights: Weights, slots: Slots, *, is_serving: bool) -> None:
+        """These weights forecast for these series from here on too, unheard; before a swap it is those that serve.
+
+        Any others have no state: they begin with the last readings, and are judged when they have seen as many more.
+        """
+        if is_serving:
+            self.shadow = Shadow(weights, slots, self.stepper.export(slots), self._capacity)
+            return
+        stepper = NumpyStepper(weights, len(slots))
+        self._take_in_again(stepper, np.arange(len(slots)), slots)
+        self.shadow = Shadow(weights, slots, stepper.export(slice(None)), self._capacity, skip=READINGS)
 
     def finish_swap(self) -> None:
         """All series have their state under the incoming weights: the others are given up."""
@@ -217,6 +240,8 @@ class Detector:
         if self._incoming is not None:
             self._incoming.reset(slots)
         self.recent.reset(slots)
+        if self.shadow is not None:
+            self.shadow.forget(slots)
         self.latest[slots] = np.nan
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:

@@ -18,7 +18,7 @@ LAYERS = (
     {"__init__", "errors", "exposition", "log", "metrics", "places", "readings", "settings", "signals", "topics"},
     {"alarms", "baseline", "clock", "detector", "disk", "generations", "inbox", "inspection", "journal", "outbox"}
     | {"payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "safekeeping", "shard"}
-    | {"snapshot", "statedir"}
+    | {"shadow", "snapshot", "statedir"}
     | {"endings", "packets", "wire"},  # what mqtt is made of
     {"diskthread", "engine", "replay", "report", "retrain"},
     {"probe", "wiring"},

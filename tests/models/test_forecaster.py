@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models import cells, forecaster, mixture, step
+from models import cells, mixture, step
 from models.forecaster import Forecaster, ManyToOne, log_loss
 from models.mixture import Float64
 from models.recurrent import FORGET_BIAS, Recurrent
@@ -93,7 +93,7 @@ def test_log_loss_is_minus_the_log_density(seed: int, width: float) -> None:
     head = rng.normal(size=9) * width * 3
     unit, previous = float(np.exp(rng.normal() * 2 - 2)), float(rng.normal())
     y = np.r_[rng.normal(size=50) * 3, previous, 15.0, -15.0]
-    wanted = np.clip(-log_density(head, previous, unit, y), forecaster.NLL_LEAST, forecaster.NLL_MOST)
+    wanted = np.clip(-log_density(head, previous, unit, y), mixture.LEAST_LOSS, mixture.MOST_LOSS)
     np.testing.assert_allclose(loss_of(head, previous, unit, y), wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_the_density_integrates_to_one(seed: int) -> None:
     y = np.linspace(-60, 60, 40_001)
     total = np.trapezoid(np.exp(-loss_of(head, 0.5, 0.3, y)), y)
     # The bound on the loss leaves a density of exp(-15) where there is next to none.
-    assert abs(total - 1) < 1e-4 + 120 * np.exp(-forecaster.NLL_MOST)
+    assert abs(total - 1) < 1e-4 + 120 * np.exp(-mixture.MOST_LOSS)
 
 
 def test_the_loss_is_bounded() -> None:

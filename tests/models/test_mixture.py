@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import mixture
+from models.forecaster import log_loss
 from models.mixture import Float64
 
 
@@ -45,3 +47,17 @@ def test_quantiles_do_not_depend_on_their_neighbours() -> None:
     together = mixture.quantiles(forecast)
     alone = np.concatenate([mixture.quantiles(forecast[k : k + 1]) for k in range(600)])
     np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_the_loss_is_that_of_training() -> None:
+    """To float32's rounding, bounds included."""
+    rng, n = np.random.default_rng(4), 2000
+    head = (rng.normal(size=(n, 9)) * 3).astype(np.float32)
+    previous, y = (rng.normal(size=n).astype(np.float32) for _ in range(2))
+    step = np.exp(rng.normal(size=n) * 3 - 3).astype(np.float32)
+    y[::3] = previous[::3]
+    found = mixture.loss(mixture.unpack(head, previous, step), y)
+    wanted = log_loss(*(torch.from_numpy(part) for part in (head, previous, step, y))).numpy()
+    np.testing.assert_allclose(found, wanted, atol=2e-4)
+    assert found.min() == mixture.LEAST_LOSS
+    assert found.max() == mixture.MOST_LOSS
