@@ -23,6 +23,7 @@ from streamer.alarms import Change
 from streamer.journal import DamagedError, Journal, Opened
 from streamer.readings import Alarm, Batch
 from streamer.records import (
+    Abnormal,
     Admitted,
     Budget,
     Evicted,
@@ -30,8 +31,11 @@ from streamer.records import (
     Heard,
     Lateness,
     Listening,
+    MarkedNormal,
+    Paused,
     Record,
     Released,
+    Resumed,
     SessionLost,
     Swept,
 )
@@ -120,6 +124,8 @@ class Recovered(NamedTuple):
     """the alarms that were closed in it, by id"""
     missing: tuple[str, ...] = ()
     """a sentence for each piece of the journal that it went over"""
+    abnormal: tuple[Abnormal, ...] = ()
+    """what series have shown that have left an alarm in it, and the journal does not say so yet"""
     failure: Exception | None = None
     """a bug of ours, by which nothing of the journal was taken in"""
 
@@ -164,7 +170,7 @@ def _replay_over_damage(journal: Journal, start: int, shard: Shard, redelivery: 
         sentence = f"{whole.damage}; what follows {behind - 1} was taken in, {readings} readings are missing"
         whole = Recovered(
             part.end, whole.readings + part.readings, part.damage, whole.closed | part.closed,
-            (*whole.missing, sentence),
+            (*whole.missing, sentence), abnormal=(*whole.abnormal, *part.abnormal),
         )  # fmt: skip
     return whole
 
@@ -199,11 +205,14 @@ def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, rede
     """
     end, readings, damage = start, 0, None
     closed: dict[str, Alarm] = {}
+    left: list[Abnormal] = []
+    told: set[Abnormal] = set()
     groups: list[Group] = []
     waiting = 0
 
     def note(changes: list[Change]) -> None:
         closed.update({change.alarm.id: change.alarm for change in changes if change.what == "closed"})
+        left.extend([change.abnormal for change in changes if change.abnormal])
 
     def take() -> None:
         nonlocal waiting
@@ -223,6 +232,8 @@ def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, rede
                 readings += len(record.batch)
                 if ends_silence or waiting >= MOST_MERGED:
                     take()
+            elif isinstance(record, Abnormal):
+                told.add(record)
             else:
                 take()
                 note(apply(record, shard, redelivery))
@@ -230,7 +241,7 @@ def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, rede
     except DamagedError as found:
         damage = found
     take()
-    return Recovered(end, readings, damage, closed)
+    return Recovered(end, readings, damage, closed, abnormal=tuple(each for each in left if each not in told))
 
 
 def _ends_silence(group: Group, shard: Shard) -> bool:
@@ -264,6 +275,14 @@ def apply(record: Record, shard: Shard, redelivery: Redelivery) -> list[Change]:
             return _process(shard.release(record.now), shard)
         case SessionLost():
             redelivery.forget()
+        case Abnormal():
+            pass
+        case Paused():
+            return shard.pause(np.array(record.slots, np.intp), record.now)
+        case Resumed():
+            shard.resume(np.array(record.slots, np.intp), record.now)
+        case MarkedNormal():
+            return shard.mark_normal(np.array(record.slots, np.intp), record.now)
     return []
 
 
