@@ -116,6 +116,15 @@ class Statistics:
         for column in fields(self):
             getattr(self, column.name)[slots] = 0
 
+    def begin_anew(self, slots: Slots) -> None:
+        """Series are as if their last reading had been their first; those without one stay as they are."""
+        slots = slots[self.narrow[slots, Narrow.COUNT] > 0]
+        for values in (self.narrow, self.day, self.day_visits, self.week, self.week_visits):
+            values[slots] = 0
+        self.narrow[slots, Narrow.COUNT] = self.narrow[slots, Narrow.DAY_COUNT] = 1
+        self.narrow[slots, Narrow.WEEK_COUNT] = 1
+        self.wide[slots, Wide.LOCATION] = self.wide[slots, Wide.VALUE]
+
 
 class Look(NamedTuple):
     """What is known of each row of a wave before its value is looked at; arrays `(n,)` unless said."""

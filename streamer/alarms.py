@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from models import calibration
 from streamer.readings import Alarm, Bool, Channel, Float32, Float64, Int32, Scores, Wave
+from streamer.records import Abnormal
 from streamer.registry import Registry
 
 OPEN_SCORE = 1.0
@@ -52,6 +53,8 @@ class Change(NamedTuple):
     alarm: Alarm
     series: str | None = None
     """key of the series to which it happened; None: the alarm's own"""
+    abnormal: Abnormal | None = None
+    """what a series has shown that has left a value alarm by its own readings"""
 
 
 class Reading(NamedTuple):
@@ -82,8 +85,8 @@ class Note(NamedTuple):
     """noted: near the threshold, of a series that is in no alarm"""
     reading: Reading | None
     """None if it is neither the first nor the worst of its series"""
-    ends: bool
-    """the series is calm with it"""
+    ends: float | None
+    """the series is calm with it: event time since when it was in alarm; else None"""
 
 
 class End(NamedTuple):
@@ -125,6 +128,8 @@ class Member:
     """a view that does not get used to the fault has reached 1, by rank or by distance"""
     furthest: float = 0.0
     """from the old normal, by these views, as a score"""
+    since: float | None = None
+    """event time of the reading that opened it"""
 
 
 @dataclass(slots=True, eq=False)
@@ -203,17 +208,17 @@ class ValueAlarms:
                 is_worst = self._follow(member, row, wave, float(score[row]))
             elif score[row] >= OPEN_SCORE:
                 is_worst = True
-                member = Member(slot, float(score[row]), wave.views[row].tolist(), keep(slot))
+                member = Member(slot, float(score[row]), wave.views[row].tolist(), keep(slot), since=time)
                 self._members[slot] = member
                 self._is_open[slot] = True
             else:
-                notes.append(Note(at, slot, time, "noted", _reading(row, wave, scores), False))
+                notes.append(Note(at, slot, time, "noted", _reading(row, wave, scores), None))
                 continue
             normal[row] = False
             self._calm(member, wave, row, scored=not np.isnan(score[row]))
-            ended = member.calm >= CALM_READINGS
+            ended = member.since if member.calm >= CALM_READINGS else None
             notes.append(Note(at, slot, time, what, _reading(row, wave, scores) if is_worst else None, ended))
-            if ended:
+            if ended is not None:
                 if member.kept is not None:
                     ends.append(End(slot, np.array(member.peak_views, np.float32), member.kept))
                 self._forget(slot)
@@ -259,8 +264,9 @@ class ValueAlarms:
                 changes.append(self._open(note.slot, key, note.reading))
             elif self._go_on(note, key):
                 changes.append(Change("updated", self._incident_of[note.slot].alarm, key))
-            if note.ends:
-                changes.append(self._leave(note.slot, key, note.time))
+            if note.ends is not None:
+                change = self._leave(note.slot, key, note.time)
+                changes.append(change._replace(abnormal=Abnormal(note.slot, note.ends, note.time)))
         return changes
 
     def _note(self, slot: int, key: str, reading: Reading) -> None:
@@ -352,22 +358,31 @@ class ValueAlarms:
             self._incident_of.update(dict.fromkeys(incident.slots, incident))
         for member in saved.members:
             member.kept = member.kept if with_kept else None
+            if member.since is None:  # of an earlier build
+                member.since = self._incident_of[member.slot].alarm.opened_at
             self._members[member.slot] = member
             self._is_open[member.slot] = True
 
-    def evict(self, slots: NDArray[np.intp]) -> list[Change]:
-        """Takes series that are about to be forgotten out of their alarms."""
-        changes = []
+    def abnormal(self) -> list[tuple[int, float]]:
+        """Slot and opening time, by the readings' own clock, of each series that is in alarm now."""
+        return [(member.slot, member.since) for member in self._members.values() if member.since is not None]
+
+    def take_out(self, slots: NDArray[np.intp], reason: str) -> tuple[list[Change], list[End]]:
+        """Takes series out of their alarms, whatever their readings say; `reason` is why those are closed then."""
+        changes, ends = [], []
         for slot in slots.tolist():
-            if slot in self._members:
-                self._forget(slot)
-                at = self._incident_of[slot].alarm.updated_at
-                change = self._leave(slot, self._registry.key(slot), at)
-                if change.what == "closed":
-                    change = change._replace(alarm=replace(change.alarm, reason="evicted"))
-                changes.append(change)
+            member = self._members.get(slot)
+            if member is None:
+                continue
+            if member.kept is not None:
+                ends.append(End(slot, np.array(member.peak_views, np.float32), member.kept))
+            self._forget(slot)
+            change = self._leave(slot, self._registry.key(slot), self._incident_of[slot].alarm.updated_at)
+            if change.what == "closed":
+                change = change._replace(alarm=replace(change.alarm, reason=reason))
+            changes.append(change)
         self.noted[slots] = 0
-        return changes
+        return changes, ends
 
 
 def _reading(row: int, wave: Wave, scores: Scores) -> Reading:
@@ -528,8 +543,8 @@ class SilenceAlarms:
             self._open[self._serial] = (each.alarm, members)
             self._incident_of[members] = self._serial
 
-    def evict(self, slots: NDArray[np.intp], now: float) -> list[Change]:
-        """Takes series that are forgotten out of their alarms; one of which none is left is closed."""
+    def take_out(self, slots: NDArray[np.intp], now: float, reason: str) -> list[Change]:
+        """Takes series out of their alarms; one of which none is left is closed, for that `reason`."""
         changes: list[Change] = []
         for serial in sorted(set(self._incident_of[slots].tolist()) - {-1}):
             alarm, members = self._open.pop(serial)
@@ -537,6 +552,6 @@ class SilenceAlarms:
             if len(left):
                 self._open[serial] = (alarm, left)
             else:
-                changes.append(Change("closed", replace(alarm, updated_at=now, closed_at=now, reason="evicted")))
+                changes.append(Change("closed", replace(alarm, updated_at=now, closed_at=now, reason=reason)))
         self._incident_of[slots] = -1
         return changes

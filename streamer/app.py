@@ -155,14 +155,16 @@ class App:
             number = self._number_configured()
             position = self._restore()
             durability = self._settings.state.durability
-            closed: dict[str, Alarm] = {}
+            recovered: recovery.Recovered | None = None
             # Also what an earlier run with a journal has left: it is not in the last snapshot.
             if durability == "journal" or (durability == "snapshot" and self._journal_directory.exists()):
-                closed = self._recover(position)
+                recovered = self._recover(position)
             if not len(self._shard.registry):
                 event(log, logging.INFO, "no state to restore: every series begins anew")
             self._settle_weights(number)
+            closed, abnormal = (recovered.closed, recovered.abnormal) if recovered else ({}, ())
             self.engine.close_lost(_alarms(self._directory.kept(ALARMS_FILE)), closed)
+            self.engine.owe(abnormal)
             if self.http is not None:
                 self.http.start()
         except BaseException:
@@ -361,8 +363,8 @@ class App:
             )  # fmt: skip
         return found.position
 
-    def _recover(self, position: int | None) -> dict[str, Alarm]:
-        """What came after the snapshot, from the journal; gives the alarms that closed in it.
+    def _recover(self, position: int | None) -> recovery.Recovered:
+        """What came after the snapshot, from the journal.
 
         Raises StateError if the directory cannot be used at all.
         """
@@ -399,7 +401,7 @@ class App:
         elif recovered.damage is not None or recovered.missing:
             # Later records must not be replayed on what this state is not: from here on a snapshot begins.
             self._owes_snapshot = True
-        return recovered.closed
+        return recovered
 
     def _save(self, shard: Shard) -> Iterator[None]:
         """Copies the state of now, some rows before each `next`, and writes it in a thread of its own. A disk that is

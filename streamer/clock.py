@@ -180,6 +180,12 @@ class Cadence:
         """When each of the first `count` series reported last, epoch seconds."""
         return self.rows[:count, _Column.ARRIVAL]
 
+    def begin_anew(self, slots: NDArray[np.intp]) -> None:
+        """How often these series report is not known any more; when they did so last is."""
+        arrival = self.rows[slots, _Column.ARRIVAL]
+        self.rows[slots] = 0.0
+        self.rows[slots, _Column.ARRIVAL] = self.rows[slots, _Column.FIRST] = arrival
+
     def evict(self, slots: NDArray[np.intp]) -> None:
         """Forgets these series."""
         self.rows[slots] = 0.0

@@ -79,8 +79,11 @@ class Detector:
             return NumpyStepper(weights, self._capacity, offline=offline)
         return TorchStepper(weights, self._capacity, self._device)
 
-    def score(self, batch: Batch) -> tuple[Scores, Wave]:
-        """Verdicts on a wave (no slot twice). Moves (h, c) on; statistics and calibration stay as they are."""
+    def score(self, batch: Batch, returning: Bool | None = None) -> tuple[Scores, Wave]:
+        """Verdicts on a wave (no slot twice). Moves (h, c) on; statistics and calibration stay as they are.
+
+        `returning` `(n,)`: where True the reading is the first after a pause, and has no verdict.
+        """
         slots = batch.slot.astype(np.intp)
         last = self.statistics.wide[slots, Wide.TIME]
         count = self.statistics.narrow[slots, Narrow.COUNT]
@@ -97,11 +100,19 @@ class Detector:
         scores.unscored[duplicate] = Unscored.DUPLICATE
         scores.unscored[late] = Unscored.LATE
         rows = np.flatnonzero(~(duplicate | late))
-        wave = self._step(slots[rows], rows, time[rows], batch.value[rows], count[rows], scores)
+        after_pause = np.zeros(len(rows), np.bool_) if returning is None else returning[rows]
+        wave = self._step(slots[rows], rows, time[rows], batch.value[rows], count[rows], after_pause, scores)
         return scores, wave
 
     def _step(
-        self, slots: Slots, rows: NDArray[np.intp], time: Float64, value: Float64, count: Float32, scores: Scores
+        self,
+        slots: Slots,
+        rows: NDArray[np.intp],
+        time: Float64,
+        value: Float64,
+        count: Float32,
+        after_pause: Bool,
+        scores: Scores,
     ) -> Wave:
         look = features.look(self.statistics, slots, time)
         forecast = mixture.unpack(self._advance(slots, look.inputs), look.previous, look.step)
@@ -128,7 +139,7 @@ class Detector:
 
         warming = count < WARM_READINGS
         is_long = look.elapsed > np.maximum(GAP_INTERVALS * interval, GAP_LEAST_SECONDS)
-        gap = ~warming & (is_long | (look.elapsed < 0))
+        gap = ~warming & (is_long | (look.elapsed < 0) | after_pause)
         scores.unscored[rows] = np.select([warming, gap], [Unscored.WARMING, Unscored.GAP], Unscored.SCORED)
         score = np.where(warming | gap, np.nan, levels.max(axis=1))
         known = count > 0
@@ -231,6 +242,18 @@ class Detector:
     def is_warming(self, count: int) -> Bool:
         """Which of the first `count` slots have no verdict yet."""
         return self.statistics.narrow[:count, Narrow.COUNT] <= WARM_READINGS
+
+    def begin_anew(self, slots: Slots) -> None:
+        """What these series do now is their normal: they are as new, with their last reading as their first."""
+        self.statistics.begin_anew(slots)
+        self.calibration.reset(slots)
+        self.stepper.reset(slots)
+        self.show_value(slots, self.latest[slots, 1])
+
+    def show_value(self, slots: Slots, value: Float64) -> None:
+        """The latest reading of these series is one that has no verdict."""
+        self.latest[slots] = np.nan
+        self.latest[slots, 1] = value
 
     def evict(self, slots: Slots) -> None:
         """Forgets these series: their slots are as new."""

@@ -30,7 +30,7 @@ from streamer.log import SparingLog, event
 from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Alarm, Batch, Float64, Message, Unscored
-from streamer.records import Evicted, Group, Heard, Rebuilt, Released, Swapped, Swept
+from streamer.records import Abnormal, Evicted, Fact, Group, Heard, Rebuilt, Released, Swapped, Swept
 from streamer.recovery import slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
@@ -157,6 +157,8 @@ class Engine:
         self._refused_before = dict(shard.registry.refused)
         self._wanting = 0
         """readings since the last sweep whose new series found no room"""
+        self._owed: list[Abnormal] = []
+        """what the journal does not say yet of the last run"""
         self._heard_by = 0
         self._taken_until = -np.inf
         """arrival of the last message that was taken"""
@@ -227,6 +229,10 @@ class Engine:
         self._untold = [Change("opened", a, next(iter(a.members), None)) for a in known if a.id not in heard_of]
         self._remembered = remembered
 
+    def owe(self, abnormal: Sequence[Abnormal]) -> None:
+        """Before `start`: what the journal is to say of a run that was killed before it could."""
+        self._owed = list(abnormal)
+
     def adjust(self, adjustment: Adjustment) -> None:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
         self._mailbox = adjustment
@@ -276,6 +282,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            self._append_each(self._owed)
             limit = FIRST_BATCH
             while not self._is_to_leave():
                 messages = self._take(limit)
@@ -515,6 +522,10 @@ class Engine:
         )
         return group, refused
 
+    def _append_each(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            self._safekeeping.append(fact)
+
     def _hear(self, keys: list[str], now: float) -> None:
         """Readings of these series were refused; but somebody is there."""
         slots = {slot for key in keys if (slot := self._shard.registry.find(key)) is not None}
@@ -636,6 +647,7 @@ class Engine:
         if not len(slots):
             return
         keys = registry.keys(slots.astype(np.int32))
+        self._append_each(self._shard.spans(slots))
         self._safekeeping.append(Evicted(slots.tolist(), now))
         self._commit([], started)
         changes = self._shard.evict(slots, now)
@@ -676,6 +688,7 @@ class Engine:
         """To the log and to MQTT."""
         if not changes:
             return
+        self._append_each([change.abnormal for change in changes if change.abnormal is not None])
         self.alarms = self._shard.open_alarms()
         still_open = {key: alarm for alarm in self.alarms for key in _series_of(alarm)}
         latest = {change.alarm.id: change for change in changes if change.what != "left"}

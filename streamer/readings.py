@@ -156,7 +156,7 @@ class Alarm:
     closed_at: float | None = None
     """None while it is open"""
     reason: str | None = None
-    """why it was closed, where the series has not come back: evicted | lost"""
+    """why it was closed, where the series has not come back: evicted | lost | paused | marked normal"""
     value: float | None = None
     """the reading of the series `key` that opened it, later its worst one; None for a silent series"""
     expected: float | None = None

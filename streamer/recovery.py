@@ -23,6 +23,7 @@ from streamer.alarms import Change
 from streamer.journal import DamagedError, Journal, Opened
 from streamer.readings import Alarm, Batch
 from streamer.records import (
+    Abnormal,
     Admitted,
     Budget,
     Evicted,
@@ -30,9 +31,12 @@ from streamer.records import (
     Heard,
     Lateness,
     Listening,
+    MarkedNormal,
+    Paused,
     Rebuilt,
     Record,
     Released,
+    Resumed,
     SessionLost,
     Swapped,
     Swept,
@@ -122,6 +126,8 @@ class Recovered(NamedTuple):
     """the alarms that were closed in it, by id"""
     missing: tuple[str, ...] = ()
     """a sentence for each piece of the journal that it went over"""
+    abnormal: tuple[Abnormal, ...] = ()
+    """what series have shown that have left an alarm in it, and the journal does not say so yet"""
     failure: Exception | None = None
     """a bug of ours, by which nothing of the journal was taken in"""
     lacking: tuple[str, ...] = ()
@@ -168,7 +174,8 @@ def _replay_over_damage(journal: Journal, start: int, shard: Shard, redelivery: 
         sentence = f"{whole.damage}; what follows {behind - 1} was taken in, {readings} readings are missing"
         whole = Recovered(
             part.end, whole.readings + part.readings, part.damage, whole.closed | part.closed,
-            (*whole.missing, sentence), lacking=(*whole.lacking, *part.lacking),
+            (*whole.missing, sentence), abnormal=(*whole.abnormal, *part.abnormal),
+            lacking=(*whole.lacking, *part.lacking),
         )  # fmt: skip
     return whole
 
@@ -203,12 +210,15 @@ def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, rede
     """
     end, readings, damage = start, 0, None
     closed: dict[str, Alarm] = {}
+    left: list[Abnormal] = []
+    told: set[Abnormal] = set()
     groups: list[Group] = []
     lacking: list[str] = []
     waiting = 0
 
     def note(changes: list[Change]) -> None:
         closed.update({change.alarm.id: change.alarm for change in changes if change.what == "closed"})
+        left.extend([change.abnormal for change in changes if change.abnormal])
 
     def take() -> None:
         nonlocal waiting
@@ -228,6 +238,8 @@ def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, rede
                 readings += len(record.batch)
                 if ends_silence or waiting >= MOST_MERGED:
                     take()
+            elif isinstance(record, Abnormal):
+                told.add(record)
             else:
                 take()
                 note(apply(record, shard, redelivery))
@@ -237,7 +249,8 @@ def replay(records: Iterable[tuple[int, Record]], start: int, shard: Shard, rede
     except DamagedError as found:
         damage = found
     take()
-    return Recovered(end, readings, damage, closed, lacking=tuple(lacking))
+    untold = tuple(each for each in left if each not in told)
+    return Recovered(end, readings, damage, closed, abnormal=untold, lacking=tuple(lacking))
 
 
 def _ends_silence(group: Group, shard: Shard) -> bool:
@@ -275,6 +288,14 @@ def apply(record: Record, shard: Shard, redelivery: Redelivery) -> list[Change]:
             shard.begin_swap_to(record.sha256, record.generation)
         case Rebuilt():
             shard.go_on_swapping(record.end)
+        case Abnormal():
+            pass
+        case Paused():
+            return shard.pause(np.array(record.slots, np.intp), record.now)
+        case Resumed():
+            shard.resume(np.array(record.slots, np.intp), record.now)
+        case MarkedNormal():
+            return shard.mark_normal(np.array(record.slots, np.intp), record.now)
     return []
 
 

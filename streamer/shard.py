@@ -12,21 +12,25 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.features import Wide
 from models.weights import Weights
 from streamer.alarms import Change, Note, SavedSilence, SavedValue, SilenceAlarms, ValueAlarms
 from streamer.clock import Cadence
 from streamer.detector import DIFFERENT_SECONDS, Detector, no_scores, waves
-from streamer.readings import Alarm, Batch, Flag, Float64, Int32, Scores
-from streamer.registry import Registry, RegistryState
+from streamer.readings import Alarm, Batch, Flag, Float64, Int32, Scores, Unscored
+from streamer.records import Abnormal
+from streamer.registry import FREE, Registry, RegistryState
 from streamer.reorder import Reorder
 
 MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram")
 """Arrays that mean nothing under other weights."""
-LATER = ("recent", "recent.count")
-"""Arrays that a snapshot of an earlier version has not: they begin anew."""
+LATER = ("recent", "recent.count", "pauses")
+"""Arrays that a snapshot of an earlier version has not: they begin anew, with zeros."""
 LISTENED_SECONDS = (
     3600.0  # after an outage, or when the clock was set: so long every series has to show that it is there
 )
+PAUSED, RETURNING = 1, 2
+"""in `Shard.pauses`: in maintenance; the next reading is the first after it"""
 
 
 class Ready(NamedTuple):
@@ -160,6 +164,8 @@ class Shard:
         self._copy: Copy | None = None
         self.applied = np.zeros(capacity, np.int64)
         """per slot: readings that were neither late nor came twice"""
+        self.pauses = np.zeros(capacity, np.uint8)
+        """per slot: 0, PAUSED or RETURNING"""
 
     def hold(self, batch: Batch, arrival: Float64) -> Ready:
         """Readings have come; gives those that are to be processed, in their order.
@@ -171,9 +177,9 @@ class Shard:
             return Ready(batch, arrival, False, [])
         taken = self.reorder.take(batch, arrival, self.taken)
         self.taken += len(batch)
-        if self._copy is not None:
-            self._copy.keep(batch.slot)
+        self._keep(batch.slot)
         is_next = ~(taken.elapsed < DIFFERENT_SECONDS) | ((batch.flags & Flag.ARRIVAL_TIME) != 0)
+        is_next &= self.pauses[batch.slot] != PAUSED
         changes: list[Change] = []
         for rows in waves(batch.slot):
             news = rows[is_next[rows]]
@@ -194,13 +200,19 @@ class Shard:
         """
         arrivals = np.broadcast_to(np.asarray(arrival, np.float64), (len(batch),))
         self.taken += 0 if is_heard else len(batch)
-        if self._copy is not None:
-            self._copy.keep(batch.slot)
+        self._keep(batch.slot)
         scores, strictness = no_scores(len(batch)), np.full(len(batch), np.nan)
         notes: list[Note] = []
         heard: list[Change] = []
-        for rows in waves(batch.slot):
-            part, wave = self.detector.score(batch[rows])
+        is_paused = self.pauses[batch.slot] == PAUSED
+        if is_paused.any():
+            scores.unscored[is_paused] = Unscored.PAUSED
+            self._pass_over(batch[np.flatnonzero(is_paused)], arrivals[is_paused])
+        scored = np.flatnonzero(~is_paused)
+        for among in waves(batch.slot[scored]):
+            rows = scored[among]
+            part, wave = self.detector.score(batch[rows], self.pauses[batch.slot[rows]] == RETURNING)
+            self.pauses[wave.slots] = 0
             step = self.value_alarms.step(wave, part, rows[wave.rows], self.detector.calibration.keep)
             self.detector.learn(part, wave, step.normal)
             self.applied[wave.slots] += 1
@@ -215,26 +227,32 @@ class Shard:
             strictness[rows[wave.rows]] = wave.strictness
         return Outcome(scores, strictness, self.value_alarms.settle(notes) + heard)
 
+    def _pass_over(self, batch: Batch, arrivals: Float64) -> None:
+        """Readings of paused series, in their order: that they have come is all that is learned from them."""
+        slots, last = np.unique(batch.slot[::-1].astype(np.intp), return_index=True)
+        self.detector.show_value(slots, batch.value[::-1][last])
+        self.cadence.hear(slots, arrivals[::-1][last])
+
     def _observe(self, slots: NDArray[np.intp], elapsed: Float64, arrival: Float64) -> None:
         """`slots` (unique) have reported in order, `elapsed` seconds of event time after their last reading."""
         self.cadence.observe(slots, elapsed, arrival, ~self.silence_alarms.is_silent(slots))
 
     def hear(self, slots: NDArray[np.intp], arrival: Float64) -> list[Change]:
         """`slots` (unique) have sent something, a reading or not, at `arrival` `(n,)`: none of them is silent."""
-        if self._copy is not None:
-            self._copy.keep(slots)
+        self._keep(slots)
         self.cadence.hear(slots, arrival)
         return self.silence_alarms.heard(slots, float(arrival.max(initial=0.0)))
 
     def find_silent(self, now: float) -> list[Change]:
         """Opens alarms for the series and devices that are overdue `now`."""
         count = self.registry.rows
+        watched = np.where(self.pauses[:count] == PAUSED, FREE, self.registry.devices)
         return self.silence_alarms.sweep(
             now,
             self.cadence.quiet_seconds(count, now),
             self.cadence.allowed_seconds(count, now),
             self.cadence.arrival(count),
-            self.registry.devices,
+            watched,
             self.registry.key,
             self.registry.device_key,
         )
@@ -247,6 +265,54 @@ class Shard:
         """Of every kind."""
         return self.value_alarms.open_alarms() + self.silence_alarms.open_alarms()
 
+    def abnormal(self) -> list[tuple[int, float]]:
+        """Slot and opening time, by the readings' own clock, of each series that is in a value alarm now."""
+        return self.value_alarms.abnormal()
+
+    def spans(self, slots: NDArray[np.intp]) -> list[Abnormal]:
+        """What those of these series that are in a value alarm have shown since: it was none of their normal."""
+        time = self.detector.statistics.wide[:, Wide.TIME]
+        among = set(slots.tolist())
+        return [Abnormal(slot, since, float(time[slot])) for slot, since in self.abnormal() if slot in among]
+
+    def paused(self) -> NDArray[np.intp]:
+        """The slots of the series that are in maintenance."""
+        return np.flatnonzero(self.pauses[: self.registry.rows] == PAUSED)
+
+    def pause(self, slots: NDArray[np.intp], now: float) -> list[Change]:
+        """These series (unique) are in maintenance: nothing is scored, learned or missed; their alarms close."""
+        self._keep(slots)
+        self.pauses[slots] = PAUSED
+        changes, ends = self.value_alarms.take_out(slots, "paused")
+        for end in ends:
+            self.detector.calibration.put_back(end.slot, end.kept, end.peak_views)
+        return changes + self.silence_alarms.take_out(slots, now, "paused")
+
+    def resume(self, slots: NDArray[np.intp], now: float) -> None:
+        """They are watched again, as after a gap; those that were not paused stay as they are."""
+        slots = slots[self.pauses[slots] == PAUSED]
+        self._keep(slots)
+        self.pauses[slots] = RETURNING
+        self.cadence.hear(slots, np.full(len(slots), now))
+
+    def mark_normal(self, slots: NDArray[np.intp], now: float) -> list[Change]:
+        """What these series (unique) do now is normal: their alarms close, and what they were is forgotten.
+
+        How often they report stays known where only their values are in alarm.
+        """
+        self._keep(slots)
+        keeps_cadence = self.value_alarms.is_open(self._capacity)[slots] & ~self.silence_alarms.is_silent(slots)
+        changes, _ = self.value_alarms.take_out(slots, "marked normal")
+        changes += self.silence_alarms.take_out(slots, now, "marked normal")
+        self.detector.begin_anew(slots)
+        self.cadence.begin_anew(slots[~keeps_cadence])
+        return changes
+
+    def _keep(self, slots: NDArray[np.integer]) -> None:
+        """Before these rows change."""
+        if self._copy is not None:
+            self._copy.keep(slots)
+
     def warming(self) -> int:
         """How many series have no verdict yet."""
         count = self.registry.rows
@@ -256,7 +322,8 @@ class Shard:
         """The slots that can best be spared, at most `most`: they have sent nothing for `idle_seconds`.
 
         Nor for as long as their cadence allows, nor in the last hour, in which the daemon has listened. Those without a
-        verdict so far go first, those in an alarm last, of silence before of value; then who has been quiet longest.
+        verdict so far go first, those in an alarm last, of silence before of value, and those that are paused with
+        these; then who has been quiet longest.
         """
         count = self.registry.rows
         arrival, allowed = self.cadence.arrival(count), self.cadence.allowed_seconds(count, now)
@@ -264,19 +331,21 @@ class Shard:
         is_idle = (now - arrival > idle_seconds) & (self.cadence.quiet_seconds(count, now) > least)
         slots = np.flatnonzero(is_idle & (self.registry.devices >= 0))
         worth = 1 - self.detector.is_warming(count)[slots].astype(np.int64)
-        worth += 2 * self.silence_alarms.is_silent(slots) + 4 * self.value_alarms.is_open(count)[slots]
+        worth += 2 * self.silence_alarms.is_silent(slots)
+        worth += 4 * (self.value_alarms.is_open(count)[slots] | (self.pauses[slots] == PAUSED))
         return slots[np.lexsort((slots, arrival[slots], worth))[:most]]
 
     def evict(self, slots: NDArray[np.intp], now: float) -> list[Change]:
         """Forgets these series; their alarms close."""
-        if self._copy is not None:
-            self._copy.keep(slots)
-        changes = self.value_alarms.evict(slots) + self.silence_alarms.evict(slots, now)
+        self._keep(slots)
+        changes, _ = self.value_alarms.take_out(slots, "evicted")
+        changes += self.silence_alarms.take_out(slots, now, "evicted")
         self.registry.evict(slots.astype(np.int32))
         self.reorder.evict(slots)
         self.detector.evict(slots)
         self.cadence.evict(slots)
         self.applied[slots] = 0
+        self.pauses[slots] = 0
         return changes
 
     def live(self, now: float, stale_seconds: float) -> Int32:
@@ -387,7 +456,7 @@ class Shard:
     def _readers(self) -> dict[str, Callable[[Rows], NDArray[np.generic]]]:
         """By name of the array: what gives its rows."""
         others = {"cadence": self.cadence.rows, "noted": self.value_alarms.noted, "applied": self.applied}
-        arrays = self.detector.arrays() | others
+        arrays = self.detector.arrays() | others | {"pauses": self.pauses}
         return {"recurrent": self.detector.stepper.export} | {n: array.__getitem__ for n, array in arrays.items()}
 
     def restore(self, state: State) -> str | None:
@@ -407,9 +476,9 @@ class Shard:
         self._serve(found or before)
         try:
             arrays = {
-                name: _fitting(name, state.arrays.get(name), like, count)
+                name: _fitting(name, _known(name, state, like, count), like, count)
                 for name, like in ((name, read(slice(0))) for name, read in self._readers().items())
-                if (is_ours or name not in MADE_BY_WEIGHTS) and (name in state.arrays or name not in LATER)
+                if is_ours or name not in MADE_BY_WEIGHTS
             }
         except ValueError:
             self._serve(before)
@@ -422,6 +491,7 @@ class Shard:
         self.cadence.rows[:count] = arrays["cadence"]
         self.value_alarms.noted[:count] = arrays["noted"]
         self.applied[:count] = arrays["applied"]
+        self.pauses[:count] = arrays["pauses"]
         self.taken = rest.taken
         self.generation = rest.generation if is_ours else self.generation
         self.value_alarms.restore(rest.value_alarms, with_kept=is_ours)
@@ -441,6 +511,12 @@ class Shard:
         if weights is not self._weights:
             self._weights = weights
             self._allocate(self._capacity, self.detector.budget_per_series_month)
+
+
+def _known(name: str, state: State, like: NDArray[np.generic], count: int) -> NDArray[np.generic] | None:
+    if name not in state.arrays and name in LATER:
+        return np.zeros((count, *like.shape[1:]), like.dtype)
+    return state.arrays.get(name)
 
 
 def _fitting(

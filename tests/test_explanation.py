@@ -65,7 +65,7 @@ def first_channels(seed: int = 3, budget: float = 1.0) -> list[tuple[Fault, Alar
     latest: dict[str, Alarm] = {}
     last = time[FAULT_AT + FAULT_READINGS + LATE_READINGS]
     for at, row in zip(time, values.T, strict=True):
-        for what, alarm, _ in shard.process(batch(np.arange(len(values)), at, row), at).changes:
+        for what, alarm, *_ in shard.process(batch(np.arange(len(values)), at, row), at).changes:
             if what == "opened" and time[FAULT_AT] <= at <= last:
                 opened.setdefault(alarm.key.partition("#")[0], alarm)
             latest[alarm.id] = alarm

@@ -14,7 +14,21 @@ from streamer import snapshot
 from streamer.disk import DiskFiles
 from streamer.journal import Journal
 from streamer.readings import Alarm, Batch
-from streamer.records import Admitted, Budget, Evicted, Group, Heard, Listening, Record, SessionLost, Swept
+from streamer.records import (
+    Abnormal,
+    Admitted,
+    Budget,
+    Evicted,
+    Group,
+    Heard,
+    Listening,
+    MarkedNormal,
+    Paused,
+    Record,
+    Resumed,
+    SessionLost,
+    Swept,
+)
 from streamer.recovery import Recovered, _behind_damage, apply, recover, replay, restore
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE, Registry
@@ -93,6 +107,15 @@ class Run:
             if n % 200 == 150:
                 self.journal.append(Evicted([1, 3], self.now))
                 self.shard.evict(np.array([1, 3]), self.now)
+            if n % 70 == 30:
+                self.journal.append(Paused([0, 5], self.now))
+                self.shard.pause(np.array([0, 5]), self.now)
+            if n % 70 == 60:
+                self.journal.append(Resumed([0, 5], self.now))
+                self.shard.resume(np.array([0, 5]), self.now)
+            if n % 110 == 77:
+                self.journal.append(MarkedNormal([4, 6], self.now))
+                self.shard.mark_normal(np.array([4, 6]), self.now)
             if n == 133:
                 self.journal.append(Budget(30.0))
                 self.shard.detector.budget_per_series_month = 30.0
@@ -164,6 +187,21 @@ def test_series_that_come_back_from_silence_come_back_one_by_one() -> None:
     assert len(closed) == 2
     assert found.closed == closed
     same(replayed.export(), live.export())
+
+
+def test_what_was_abnormal_in_a_replay_is_told_unless_the_journal_says_it() -> None:
+    """An alarm that opens and ends in it: its span is owed once, and no longer when its fact follows."""
+    records: list[Record] = [Listening(START), Budget(1.0), Admitted([0], ["a"], ["a"], 50.0, START)]
+    groups = [single(0, START + 10.0 * n) for n in range(80)]
+    for n in range(60, 64):
+        groups[n].batch.value[:] = 4000.0
+    shard = new_shard(per_minute=600.0, burst=100.0)
+    found = replay(enumerate([*records, *groups]), 0, shard, Redelivery())
+    assert found.abnormal == (Abnormal(0, START + 600.0, START + 760.0),)
+    told = [*records, *groups[:78], *found.abnormal, *groups[78:]]
+    again = new_shard(per_minute=600.0, burst=100.0)
+    assert replay(enumerate(told), 0, again, Redelivery()).abnormal == ()
+    same(again.export(), shard.export())
 
 
 def test_behind_damage_silence_is_counted_from_there_whatever_is_written_again() -> None:

@@ -1,0 +1,273 @@
+"""Maintenance, and a person's word: what `pause`, `resume` and `mark_normal` do to a shard."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.features import Narrow
+from streamer.alarms import Change
+from streamer.readings import Float64, Unscored
+from streamer.records import Abnormal
+from streamer.shard import Shard, State
+from tests.streams import START, batch, new_shard, noise
+from tests.test_shard import through_json
+
+FIELDS = ["plant/a#t", "plant/a#p", "plant/b"]
+CADENCE = 10.0
+DAY = 86_400.0
+
+
+class Plant:
+    """Three series of two devices that report together; the hands of whoever operates it."""
+
+    def __init__(self, warm: int = 200, seed: int = 0) -> None:
+        self.shard = new_shard(FIELDS)
+        self.shard.listen_from(START)
+        self.now = START
+        self.rng = np.random.default_rng(seed)
+        self.told: list[tuple[str, str, str | None, str | None]] = []
+        self.report(warm)
+        assert not self.told
+
+    def report(
+        self, n: int, level: float = 20.0, *, who: tuple[int, ...] = (0, 1, 2), odd: tuple[int, ...] = (0,)
+    ) -> list[Unscored]:
+        """`n` readings of each of `who`, those of `odd` around `level`; gives what became of each of the first."""
+        fates = []
+        for _ in range(n):
+            self.now += CADENCE
+            value = np.where(np.isin(who, odd), level, 20.0) + self.rng.normal(size=len(who))
+            outcome = self.shard.process(batch(list(who), self.now, value), self.now)
+            self.note(outcome.changes)
+            self.note(self.shard.find_silent(self.now))
+            fates.append(Unscored(int(outcome.scores.unscored[0])))
+        return fates
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.note(self.shard.find_silent(self.now))
+
+    def note(self, changes: list[Change]) -> None:
+        told = [each for each in changes if each.what != "updated"]
+        self.told += [(each.what, each.alarm.kind, each.series or each.alarm.key, each.alarm.reason) for each in told]
+
+    def pause(self, *slots: int) -> None:
+        self.note(self.shard.pause(np.array(slots), self.now))
+
+    def resume(self, *slots: int) -> None:
+        self.shard.resume(np.array(slots), self.now)
+
+    def mark_normal(self, *slots: int) -> None:
+        self.note(self.shard.mark_normal(np.array(slots), self.now))
+
+
+def rows_of(shard: Shard, slot: int) -> dict[str, bytes]:
+    """All that is known of a series but that it has come, and its last value."""
+    arrays = shard.export().arrays
+    return {name: arrays[name][slot].tobytes() for name in sorted(arrays.keys() - {"latest", "cadence"})}
+
+
+def test_readings_of_a_paused_series_are_counted_and_leave_nothing_behind() -> None:
+    """However odd they are; the other series of the device are judged as before."""
+    plant = Plant()
+    plant.pause(0)
+    before = rows_of(plant.shard, 0)
+    assert plant.report(50, 900.0) == [Unscored.PAUSED] * 50
+    assert rows_of(plant.shard, 0) == before
+    assert np.isnan(plant.shard.detector.latest[0, 0])
+    assert plant.shard.detector.latest[0, 1] > 800.0
+    assert not plant.told
+    plant.report(1, 900.0, odd=(1,))
+    assert plant.told == [("opened", "value", FIELDS[1], None)]
+
+
+def test_an_alarm_of_a_paused_series_closes_and_what_it_has_shown_is_abnormal() -> None:
+    """With the reason; the series that shares it holds on to it."""
+    plant = Plant()
+    at = plant.now + CADENCE
+    plant.report(5, 900.0, odd=(0, 1))
+    plant.told.clear()
+    assert plant.shard.spans(np.array([0, 2])) == [Abnormal(0, at, plant.now)]
+    plant.pause(0)
+    plant.pause(1)
+    assert plant.told == [("left", "value", FIELDS[0], None), ("closed", "value", FIELDS[1], "paused")]
+    assert plant.shard.abnormal() == []
+
+
+def test_a_paused_series_is_not_missed() -> None:
+    """Nor does it keep its device from being so; a silence that was told ends."""
+    plant = Plant()
+    plant.pause(0)
+    plant.report(50, who=(1, 2))
+    assert not plant.told
+    plant.wait(200.0)
+    assert sorted(plant.told) == [("opened", "silent", FIELDS[1], None), ("opened", "silent", FIELDS[2], None)]
+    plant.told.clear()
+    plant.pause(1)
+    assert plant.told == [("closed", "silent", FIELDS[1], "paused")]
+
+
+def test_scoring_goes_on_after_a_pause_as_after_a_gap() -> None:
+    """Also after one so short that nothing is missing; the pause itself survives a restart, and so does its end."""
+    plant = Plant()
+    plant.pause(0)
+    plant.shard = restarted(plant.shard)
+    assert plant.report(1) == [Unscored.PAUSED]
+    plant.resume(0)
+    plant.shard = restarted(plant.shard)
+    assert plant.report(3) == [Unscored.GAP, Unscored.SCORED, Unscored.SCORED]
+    plant.report(40)
+    assert not plant.told
+
+
+def test_silence_is_counted_from_the_end_of_a_pause_on() -> None:
+    """Not from the last reading before it; and the pause is no interval that the series has shown."""
+    plant = Plant()
+    plant.pause(0)
+    for _ in range(360):
+        plant.report(1, who=(1, 2))
+    plant.resume(0)
+    plant.report(4, who=(1, 2))
+    assert not plant.told
+    plant.report(4, who=(1, 2))
+    assert plant.told == [("opened", "silent", FIELDS[0], None)]
+    plant.report(1)
+    assert plant.told[1:] == [("closed", "silent", FIELDS[0], None)]
+    assert plant.shard.cadence.usual_seconds(0) == pytest.approx(CADENCE)
+
+
+def test_a_state_of_an_earlier_build_has_no_pauses() -> None:
+    """It is taken all the same; who was in alarm was so since the alarm opened."""
+    plant = Plant()
+    plant.report(5, 900.0)
+    state = through_json(plant.shard.export())
+    del state.arrays["pauses"]
+    (member,) = state.rest["value_alarms"][1]  # type: ignore[index]  # JSON
+    del member["since"]
+    again = new_shard(FIELDS)
+    again.restore(state)
+    assert again.abnormal() == plant.shard.abnormal() != []
+    assert not len(again.paused())
+
+
+def restarted(shard: Shard) -> Shard:
+    """As a snapshot and a start leave it."""
+    state: State = through_json(shard.export())
+    again = new_shard(FIELDS)
+    again.restore(state)
+    again.listen_from(shard.cadence.listening_since)
+    return again
+
+
+# --- A person's word ---
+
+
+def test_what_is_marked_normal_is_learned_within_minutes_and_a_fault_after_it_is_told() -> None:
+    """A lawful jump of the level: a verdict again after twenty readings, no alarm for it, one for the next jump."""
+    plant = Plant()
+    plant.report(30, 60.0)
+    assert plant.told == [("opened", "value", FIELDS[0], None)]
+    plant.told.clear()
+    plant.mark_normal(0)
+    assert plant.told == [("closed", "value", FIELDS[0], "marked normal")]
+    fates = plant.report(300, 60.0)
+    assert fates == [Unscored.WARMING] * 19 + [Unscored.SCORED] * 281
+    assert len(plant.told) == 1
+    location = plant.shard.detector.latest[0, 2]
+    assert abs(location - 60.0) < 2.0
+    plant.report(3, 20.0)
+    assert plant.told[1:] == [("opened", "value", FIELDS[0], None)]
+
+
+def test_a_larger_swing_that_is_marked_normal_is_learned() -> None:
+    """The scale begins anew, as does what is known of its tails."""
+    plant = Plant()
+    swing = [20.0 + 300.0 * np.sin(n / 5.0) for n in range(400)]
+    for level in swing[:40]:
+        plant.report(1, level)
+    assert plant.told
+    plant.mark_normal(0)
+    plant.told.clear()
+    for level in swing[40:]:
+        plant.report(1, level)
+    assert not plant.told
+    plant.report(3, 4000.0)
+    assert plant.told == [("opened", "value", FIELDS[0], None)]
+
+
+def test_a_slower_cadence_that_is_marked_normal_is_learned() -> None:
+    """Without it each reading would end a silence, and the next silence be told; with it none is."""
+    plant = Plant()
+
+    def slowly(n: int) -> None:
+        for _ in range(n):
+            for _ in range(9):
+                plant.report(1, who=(1, 2))
+            plant.report(1)
+
+    slowly(5)
+    assert [what for what, *_ in plant.told] == ["opened", "closed"] * 5
+    plant.report(8, who=(1, 2))
+    plant.told.clear()
+    plant.mark_normal(0)
+    assert plant.told == [("closed", "silent", FIELDS[0], "marked normal")]
+    slowly(60)
+    assert len(plant.told) == 1
+    plant.report(60, who=(1, 2))
+    assert plant.told[1:] == [("opened", "silent", FIELDS[0], None)]
+
+
+def test_marking_an_alarm_of_values_normal_keeps_the_cadence() -> None:
+    """Whoever says that 60 degrees are right has not said that quiet is."""
+    plant = Plant()
+    plant.report(30, 60.0)
+    plant.mark_normal(0)
+    plant.told.clear()
+    plant.report(8, who=(1, 2))
+    assert plant.told == [("opened", "silent", FIELDS[0], None)]
+
+
+def test_a_series_in_no_alarm_can_be_marked_too() -> None:
+    """All begins anew then, its cadence included; the last reading counts as its first, so no older one is taken."""
+    plant = Plant()
+    plant.mark_normal(0)
+    assert plant.shard.detector.statistics.narrow[0, Narrow.COUNT] == 1
+    assert plant.shard.cadence.allowed_seconds(1, plant.now) == np.inf
+    late = plant.shard.process(batch([0, 0], [plant.now - 5.0, plant.now], 20.0), plant.now)
+    assert late.scores.unscored.tolist() == [Unscored.LATE, Unscored.DUPLICATE]
+    assert plant.report(30)[18:20] == [Unscored.WARMING, Unscored.SCORED]
+    assert not plant.told
+
+
+def test_a_fault_that_stays_for_a_week_keeps_its_alarm_on_day_eight() -> None:
+    """No time passing makes 100 degrees normal; a reading every quarter of an hour, with the day's own swing before."""
+    shard, cadence = new_shard(["boiler"]), 900.0
+    rng = np.random.default_rng(4)
+    at: Float64 = START + cadence * np.arange(int(12 * DAY / cadence), dtype=np.float64)
+    value = 20.0 + 3.0 * np.sin(at * 2 * np.pi / DAY) + rng.normal(size=len(at)) * 0.3
+    fault = START + 4 * DAY
+    value[at >= fault] = 100.0 + rng.normal(size=int((at >= fault).sum())) * 0.3
+    changes = []
+    for day in range(12):
+        rows = slice(int(day * DAY / cadence), int((day + 1) * DAY / cadence))
+        changes += shard.process(batch(0, at[rows], value[rows]), at[rows]).changes
+        if day >= 4:
+            assert [since for _, since in shard.abnormal()] == [fault], day
+    assert [(c.what, c.alarm.opened_at) for c in changes if c.what != "updated"] == [("opened", fault)]
+
+
+def test_marking_normal_is_no_flood_of_alarms() -> None:
+    """Forty series at once: in the hours after it they raise no more alarms than forty that are new."""
+    count, n = 40, 500
+    shard = new_shard([f"device{k}" for k in range(count)])
+    values = np.array([noise(n, k) for k in range(count)])
+    values[:, 200:] = 60.0 + 3.0 * (values[:, 200:] - 20.0)
+    opened = 0
+    for k in range(n):
+        if k == 230:
+            assert shard.value_alarms.is_open(count).mean() > 0.8
+            shard.mark_normal(np.arange(count), START + CADENCE * k)
+        changes = shard.process(batch(np.arange(count), START + CADENCE * k, values[:, k]), START).changes
+        opened += sum(each.what == "opened" for each in changes) if k >= 230 else 0
+    assert opened <= 1
