@@ -117,7 +117,32 @@ class SessionLost(msgspec.Struct, frozen=True, tag=True):
     """The broker has forgotten the session: no message before this one will come again under its identifier."""
 
 
-Fact = Admitted | Evicted | Heard | Listening | Swept | Budget | Lateness | Released | SessionLost
+class Abnormal(msgspec.Struct, frozen=True, tag=True):
+    """A series has left a value alarm: these event times, both included, are nothing to learn from."""
+
+    slot: int
+    since: float
+    until: float
+
+
+class Paused(msgspec.Struct, frozen=True, tag=True):
+    """A person has paused these series."""
+
+    slots: list[int]
+    now: float
+
+
+class Resumed(msgspec.Struct, frozen=True, tag=True):
+    """A person lets these series go on."""
+
+    slots: list[int]
+    now: float
+
+
+Fact = (
+    Admitted | Evicted | Heard | Listening | Swept | Budget | Lateness | Released | SessionLost
+    | Abnormal | Paused | Resumed
+)  # fmt: skip
 Record = Group | Fact
 
 
