@@ -47,9 +47,10 @@ class Past(NamedTuple):
     """the next reading in y, in the location and scale of this one; 0 where there is none"""
 
 
-def past(history: History) -> Past:
-    """Every reading counts as normal: there are no alarms here."""
+def past(history: History, normal: NDArray[np.bool_] | None = None) -> Past:
+    """`normal` `(n,)`: False where a reading belonged to an alarm and taught nothing lasting; None: there were none."""
     time, value, lengths = history
+    teaches = np.ones(len(time), np.bool_) if normal is None else normal
     statistics = features.Statistics.allocate(len(lengths))
     inputs = np.empty((len(time), features.INPUT_SIZE), np.float32)
     previous, step, y = (np.empty(len(time), np.float32) for _ in range(3))
@@ -63,7 +64,7 @@ def past(history: History) -> Past:
         y[rows] = features.to_y(value[rows], look.location, look.scale)
         goes_on = lengths[slots] > t + 1
         following[rows[goes_on]] = features.to_y(value[rows[goes_on] + 1], look.location[goes_on], look.scale[goes_on])
-        features.learn(statistics, slots, time[rows], value[rows], np.ones(len(slots), bool))
+        features.learn(statistics, slots, time[rows], value[rows], teaches[rows])
     return Past(inputs, previous, step, y, following)
 
 

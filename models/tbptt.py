@@ -40,23 +40,52 @@ def chunks(sequences: Sequences, length: int) -> Iterator[Sequences]:
         yield sequences.chunk(start, start + length)
 
 
-def masked_loss(model: Forecaster, part: Sequences, state: State | None) -> tuple[Tensor, State]:
+def step_losses(model: Forecaster, part: Sequences, state: State | None, *, mixed: bool) -> tuple[Tensor, State]:
+    """The log-loss of each step `(batch, time)`, and the state after the last.
+
+    `mixed`: the layers compute in bfloat16, the loss as ever.
+    """
+    with torch.autocast(part.inputs.device.type, torch.bfloat16, enabled=mixed):
+        head, state = model(part.inputs, state)
+    return log_loss(head.to(part.y.dtype), part.previous, part.step, part.y), state
+
+
+def masked_loss(
+    model: Forecaster, part: Sequences, state: State | None, *, mixed: bool = False
+) -> tuple[Tensor, State]:
     """Mean log-loss over the masked steps of one chunk, and the state after it."""
-    head, state = model(part.inputs, state)
-    losses = log_loss(head, part.previous, part.step, part.y)
+    losses, state = step_losses(model, part, state, mixed=mixed)
     weight = part.mask.to(losses.dtype)
     return (losses * weight).sum() / weight.sum().clamp(min=1.0), state
 
 
-def parameter_groups(model: Forecaster, head_rate: float = 1.0) -> list[dict[str, object]]:
-    """For torch.optim: the recurrent layers, and read-out and head; `rate` is a multiple of the learning rate.
+@torch.no_grad()
+def carried_losses(model: Forecaster, sequences: Sequences, length: int, *, mixed: bool = False) -> Tensor:
+    """The log-loss of each step `(batch, time)`, masked or not, the state carried from chunk to chunk."""
+    state: State | None = None
+    losses = []
+    for part in chunks(sequences, length):
+        found, state = step_losses(model, part, state, mixed=mixed)
+        losses.append(found)
+    return torch.cat(losses, dim=1)
 
-    In the order of `model.parameters()`, so that an optimizer's state fits whatever the rate.
+
+def parameter_groups(model: Forecaster, head_rate: float = 1.0, input_rate: float = 1.0) -> list[dict[str, object]]:
+    """For torch.optim: the input layer, the recurrent layers, and read-out and head, in this order.
+
+    `rate` is a multiple of the learning rate. The input layer is what the first layer makes of the inputs. Where it
+    learns as the recurrent layers do it is one group with them, in the order of `model.parameters()`: so the state of
+    an optimizer of an earlier version fits.
     """
     stacks = [stack for stack in (model.lstm, model.reverse) if stack is not None]
     recurrent = [parameter for stack in stacks for parameter in stack.parameters()]
     read_out = list(model.parameters())[len(recurrent) :]
-    return [{"params": recurrent, "rate": 1.0}, {"params": read_out, "rate": head_rate}]
+    groups: list[dict[str, object]] = [{"params": read_out, "rate": head_rate}]
+    if input_rate == 1.0:
+        return [{"params": recurrent, "rate": 1.0}, *groups]
+    first = [stack.layers[0].get_parameter("weight_ih_l0") for stack in stacks]
+    others = [parameter for parameter in recurrent if all(parameter is not each for each in first)]
+    return [{"params": first, "rate": input_rate}, {"params": others, "rate": 1.0}, *groups]
 
 
 def train_pass(
@@ -66,15 +95,23 @@ def train_pass(
     length: int,
     optimizer: torch.optim.Optimizer,
     clip: float = 1.0,
+    mixed: bool = False,
     after_update: Callable[[float], None] = lambda _: None,
 ) -> float:
-    """Runs once over the sequences, one update a chunk; returns the mean loss of the chunks."""
+    """Runs once over the sequences, one update a chunk; returns the mean loss of the chunks.
+
+    A chunk of which nothing counts moves the state on and nothing else.
+    """
     state: State | None = None
     total, count = 0.0, 0
     for part in chunks(sequences, length):
         if state is not None:
             state = tuple(part.detach() for part in state)
-        loss, state = masked_loss(model, part, state)
+        if not part.mask.any():
+            with torch.no_grad():
+                _, state = model(part.inputs, state)
+            continue
+        loss, state = masked_loss(model, part, state, mixed=mixed)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own stub
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)

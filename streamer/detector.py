@@ -89,13 +89,7 @@ class Detector:
         count = self.statistics.narrow[slots, Narrow.COUNT]
         arrival_time = (batch.flags & Flag.ARRIVAL_TIME) != 0
         seen = count > 0
-        # Without times in the payloads no reading is late. A wall clock that is slewed counts as standing still; one
-        # that is set back begins anew, lest a moment in the future decides until real time has come there.
-        slewed = seen & arrival_time & (batch.time < last) & (last - batch.time <= SLEWED_SECONDS)
-        time = np.where(slewed, last, batch.time)
-        duplicate = seen & ~arrival_time & (np.abs(time - last) < DIFFERENT_SECONDS)
-        late = seen & ~arrival_time & ~duplicate & (time < last)
-
+        time, duplicate, late = placed(batch.time, arrival_time, last, seen)
         scores = no_scores(len(batch))
         scores.unscored[duplicate] = Unscored.DUPLICATE
         scores.unscored[late] = Unscored.LATE
@@ -287,6 +281,19 @@ class Detector:
         if "recurrent" in arrays:
             state = arrays["recurrent"].astype(np.float32, copy=False)
             self.stepper.put(slice(len(state)), state)
+
+
+def placed(time: Float64, arrival_time: Bool, last: Float64, seen: Bool) -> tuple[Float64, Bool, Bool]:
+    """Where readings stand in time behind the `last` of their series: when, and which come twice, and which late.
+
+    Without times in the payloads no reading is late. A wall clock that is slewed counts as standing still; one that is
+    set back begins anew, lest a moment in the future decides until real time has come there. Where nothing was `seen`
+    before, `last` says nothing.
+    """
+    slewed = seen & arrival_time & (time < last) & (last - time <= SLEWED_SECONDS)
+    time = np.where(slewed, last, time)
+    duplicate = seen & ~arrival_time & (np.abs(time - last) < DIFFERENT_SECONDS)
+    return time, duplicate, seen & ~arrival_time & ~duplicate & (time < last)
 
 
 LATEST = ("score", "value", "expected", "lower", "upper")

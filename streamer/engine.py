@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +35,11 @@ from streamer.recovery import slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
 from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
+from streamer.shadow import Comparison
 from streamer.shard import Outcome, Ready, Shard
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_BATCH = 4096  # messages a turn: the cost per reading has stopped falling, the latency not yet risen
 FIRST_BATCH, LEAST_BATCH = 256, 16
@@ -50,6 +52,7 @@ STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
 LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
 IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes room for a new one
 MOST_EVICTED = 1000  # in a sweep: some milliseconds
+MOST_WATCHED = 256  # series for which the weights before forecast on
 REBUILT_ROWS = 64  # series that get their state under other weights between two turns: 15 to 25 ms
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
 MESSAGE_REJECTIONS = ("redelivered",)
@@ -65,6 +68,19 @@ class Adjustment:
     decoder: Decoder
     budget_per_series_month: float
     silent: bool
+
+
+class Occasion(NamedTuple):
+    """What a retraining has to know of the moment at which it begins."""
+
+    end: int
+    """position in the journal: all before it is durable"""
+    open_abnormal: list[tuple[int, float]]
+    """slot, and since when it has been in an alarm"""
+    paused: list[int]
+    """slots"""
+    devices: list[str]
+    """by slot: the key of its device, empty where there is none"""
 
 
 class _Sender(NamedTuple):
@@ -172,7 +188,8 @@ class Engine:
         self._saved_at = clock.monotonic()
         self._saving: Iterator[None] | None = None
         self._mailbox: Adjustment | None = None
-        self._wanted: tuple[Weights, int] | None = None
+        self._swaps_asked, self._swaps_begun = 0, 0
+        self._asked: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
         self._leave_by: float | None = None  # monotonic; set by `stop`
         self._failure: BaseException | None = None
@@ -181,6 +198,8 @@ class Engine:
         """steady seconds of the last finished turn"""
         self.table: SeriesTable | None = None
         """the series as of the last sweep; replaced, never changed"""
+        self.comparison: Comparison | None = None
+        """of the weights that serve with those that are watched, as of the last sweep"""
         self.alarms: list[Alarm] = []
         """the open alarms as of the last change or sweep; replaced, never changed"""
 
@@ -237,9 +256,49 @@ class Engine:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
         self._mailbox = adjustment
 
-    def swap(self, weights: Weights, generation: int) -> None:
-        """These are to serve: begun between two turns, and gone on with between the next ones; a later one counts."""
-        self._wanted = weights, generation
+    def ask(self, question: Callable[[Shard], T]) -> Future[T]:
+        """The answer of the engine's thread, between two turns."""
+        future: Future[T] = Future()
+
+        def answer() -> None:
+            try:
+                future.set_result(question(self._shard))
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+
+        self._asked.append(answer)
+        return future
+
+    def swap(self, weights: Weights, generation: int, *, is_watched: bool = False) -> None:
+        """These are to serve: begun between two turns, and gone on with between the next ones.
+
+        `is_watched`: those that serve now go on forecasting for a sample of the series, unheard: `comparison`.
+        """
+        self._swaps_asked += 1
+
+        def begin(shard: Shard) -> None:
+            self._swaps_begun += 1
+            self._watch(shard.weights if is_watched else None, is_serving=True)
+            self._safekeeping.append(Swapped(generation, weights.sha256))
+            shard.begin_swap(weights, generation)
+            event(log, logging.INFO, "other weights come in", generation=generation, sha256=weights.sha256[:16])
+
+        self.ask(begin)
+
+    def watch(self, weights: Weights | None) -> None:
+        """These, which do not serve, forecast on for a sample of the series, unheard; None: nobody any more."""
+        self.ask(lambda _: self._watch(weights, is_serving=False))
+
+    def occasion(self) -> Future[Occasion]:
+        """What a retraining wants to know of this moment."""
+
+        def look(shard: Shard) -> Occasion:
+            registry = shard.registry
+            devices = [registry.device_key(registry.device(s)) if registry.key(s) else "" for s in range(registry.rows)]
+            return Occasion(self._safekeeping.durable, shard.abnormal(), shard.paused().tolist(), devices)
+
+        return self.ask(look)
 
     @property
     def generation(self) -> int:
@@ -249,7 +308,7 @@ class Engine:
     @property
     def is_swapping(self) -> bool:
         """Other weights are coming in, or wanted."""
-        return self._wanted is not None or self._shard.is_swapping
+        return self._swaps_asked > self._swaps_begun or self._shard.is_swapping
 
     @property
     def has_failed(self) -> bool:
@@ -363,6 +422,8 @@ class Engine:
         """One turn: everything that follows from these messages and from the time that has passed."""
         started = self._clock.monotonic()
         self._take_mail()
+        while self._asked:
+            self._asked.popleft()()
         self._go_on_swapping()
         self._listen()
         if messages:
@@ -582,14 +643,17 @@ class Engine:
             self._silent = adjustment.silent
             self._shard.detector.budget_per_series_month = adjustment.budget_per_series_month
 
+    def _watch(self, weights: Weights | None, *, is_serving: bool) -> None:
+        self.comparison, detector = None, self._shard.detector
+        if weights is None:
+            detector.shadow = None
+            return
+        slots = np.flatnonzero(self._shard.registry.devices >= 0)
+        sample = np.random.default_rng(0).permutation(slots)[:MOST_WATCHED]
+        detector.watch(weights, sample, is_serving=is_serving)
+
     def _go_on_swapping(self) -> None:
         """Other weights, some series at a time."""
-        wanted, self._wanted = self._wanted, None
-        if wanted is not None:
-            weights, generation = wanted
-            self._safekeeping.append(Swapped(generation, weights.sha256))
-            self._shard.begin_swap(weights, generation)
-            event(log, logging.INFO, "other weights come in", generation=generation, sha256=weights.sha256[:16])
         if not self._shard.is_swapping:
             return
         end = self._shard.next_rebuilt(self._rebuilt_rows)
@@ -618,6 +682,8 @@ class Engine:
         self._publish_touched(now)
         self._renew_table(now)
         self._remember_told()
+        shadow = self._shard.detector.shadow
+        self.comparison = shadow.comparison() if shadow is not None else None
         self._show(now)
 
     def _release(self, started: float, until: float) -> None:

@@ -85,6 +85,11 @@ class Safekeeping:
         return self._journal is not None
 
     @property
+    def durable(self) -> int:
+        """Position in the journal below which all is on the disk; 0 without one."""
+        return 0 if self._journal is None else self._journal.durable
+
+    @property
     def is_safe(self) -> bool:
         """Nothing waits for the disk."""
         return self._journal is None or (self._writing is None and self._journal.durable == self._journal.end)

@@ -26,6 +26,7 @@ S = TypeVar("S", bound=Server)
 
 ABSENT = pytest.StashKey[Counter[str]]()
 WITHOUT_RECORDINGS = pytest.StashKey[list[str]]()
+WITHOUT_CUDA = pytest.StashKey[list[str]]()
 
 # Taken out of the environment, since there a STREAMER_... that is no setting is refused.
 QUALITY_DATA = os.environ.pop("STREAMER_QUALITY_DATA", None)
@@ -56,6 +57,7 @@ class StartPrometheus(Protocol):
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ABSENT] = Counter()
     config.stash[WITHOUT_RECORDINGS] = []
+    config.stash[WITHOUT_CUDA] = []
 
 
 def require(config: pytest.Config, *names: str) -> None:
@@ -88,6 +90,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             f"set STREAMER_QUALITY_DATA, see docs/quality.md: {len(skipped)} tests did not run", red=True
         )
 
+    without_cuda = config.stash[WITHOUT_CUDA]
+    if without_cuda:
+        terminalreporter.section("ABSENT CUDA DEVICE: training on a GPU was not tested", sep="!", red=True, bold=True)
+        terminalreporter.line(f"torch sees no CUDA device: {len(without_cuda)} tests did not run", red=True)
+
 
 def started_in_own_directory(
     start: Callable[Concatenate[Path, P], S], name: str, directories: pytest.TempPathFactory
@@ -102,6 +109,17 @@ def started_in_own_directory(
     yield start_one
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def cuda(request: pytest.FixtureRequest) -> str:
+    """The name of the GPU's device; without one the test is skipped, loudly."""
+    import torch
+
+    if not torch.cuda.is_available():
+        request.config.stash[WITHOUT_CUDA].append(request.node.nodeid)
+        pytest.skip("CUDA DEVICE ABSENT: torch sees none")
+    return "cuda"
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ LAYERS = (
     | {"payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "safekeeping", "shard"}
     | {"shadow", "snapshot", "statedir"}
     | {"endings", "packets", "wire"},  # what mqtt is made of
-    {"diskthread", "engine", "replay", "report", "retrain"},
+    {"diskthread", "engine", "replay", "report", "retraining"},
     {"probe", "wiring"},
     {"app", "doctor"},
     {"cli"},
@@ -39,7 +39,7 @@ ONLY_IN = {
     "pydantic": {"settings"},
     "pydantic_settings": {"settings"},
     "streamer.settings": {"app", "cli", "wiring"},
-    "torch": {"detector", "retrain"},
+    "torch": {"detector", "retraining"},
 }
 # The middle layer says what happened and leaves the rest to the engine.
 NOT_IN_THE_MIDDLE = {"logging", "streamer.log", "streamer.metrics", "threading", "time"}

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from models.weights import Weights, WeightsError
 from streamer.clock import Clock
+from streamer.engine import Occasion
 from streamer.generations import Generation, Generations
 from streamer.log import event
 from streamer.metrics import Metrics
@@ -38,16 +39,6 @@ RESULTS = ("promoted", "rejected", "failed", "too_little_data", "stale")
 SURE = 3.0  # standard errors by which the new weights must be worse, at the end of the probation, to be taken back
 VERY_SURE = 5.0  # before its end: looking every second at a difference makes small ones come by chance
 LEAST_JUDGED = 500  # readings
-
-
-class Occasion(NamedTuple):
-    """What the engine says when a retraining is to begin."""
-
-    end: int
-    """position in the journal: all before it is durable"""
-    open_abnormal: list[tuple[int, float]]
-    paused: list[int]
-    devices: list[str]
 
 
 class Serving(NamedTuple):
@@ -77,7 +68,7 @@ class Terms:
     max_series_steps: int
     probation_seconds: float
     time_limit_seconds: float
-    device: str
+    device: Literal["auto", "cpu", "cuda"]
     threads: int
 
 
@@ -97,7 +88,7 @@ class Last(msgspec.Struct):
     probation: Probation | None = None
 
 
-class Refused(Exception):  # noqa: N818 (it is an answer)
+class Refused(Exception):
     """What was asked for cannot be done; the text says why."""
 
 

@@ -57,7 +57,6 @@ class Drift:
     def _is_full(self) -> bool:
         return self._samples[-1][0] - self._samples[0][0] >= WINDOW_SECONDS - 2 * SAMPLE_SECONDS
 
-    @property
     def has_come(self) -> bool:
         """Whether the weights fit the site worse than they did."""
         if not self._rise or not self._samples or not self._is_full:
@@ -85,7 +84,7 @@ class Policy:
             self.ended(now)
         if self.plan.every_seconds and now >= self._due_at:
             return "timer"
-        if self.drift.has_come and now - self._last >= self.plan.least_seconds:
+        if self.drift.has_come() and now - self._last >= self.plan.least_seconds:
             return "drift"
         return None
 

@@ -252,6 +252,40 @@ def test_every_parameter_is_in_one_group(bidirectional: bool) -> None:
     }
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_input_layer_may_have_a_rate_of_its_own(bidirectional: bool) -> None:
+    """Then three groups: the first layers' input weights, the other recurrent ones, read-out and head; each once."""
+    model = Forecaster(ForecasterConfig(INPUTS, HIDDEN, 2, attention=3, bidirectional=bidirectional))
+    groups = tbptt.parameter_groups(model, 0.5, 0.3)
+    assert [group["rate"] for group in groups] == [0.3, 1.0, 0.5]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [[names[id(each)] for each in group["params"]] for group in groups if isinstance(group["params"], list)]
+    assert sorted(name for group in found for name in group) == sorted(names.values())
+    stacks = ("lstm", "reverse") if bidirectional else ("lstm",)
+    assert found[0] == [f"{stack}.layers.0.weight_ih_l0" for stack in stacks]
+    assert "lstm.layers.1.weight_ih_l0" in found[1]
+
+
+def test_a_pass_does_not_move_the_weights_where_nothing_counts() -> None:
+    """Also not by the momentum of what was learned before; the state is carried past."""
+    model, sequences = some_model(), some_sequences(steps=20)
+    mask = torch.ones_like(sequences.mask)
+    mask[:, 5:15] = False
+    seen: list[Tensor] = []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    tbptt.train_pass(
+        model, sequences._replace(mask=mask), length=5, optimizer=optimizer,
+        after_update=lambda _: seen.append(model.head.bias.detach().clone()),
+    )  # fmt: skip
+    assert len(seen) == 2
+    alone = some_model()
+    still = torch.optim.SGD(alone.parameters(), lr=0.0)
+    loss = tbptt.train_pass(alone, sequences._replace(mask=mask), length=5, optimizer=still)
+    with torch.no_grad():
+        losses = tbptt.carried_losses(alone, sequences, 20)
+    assert loss == pytest.approx(float((losses[:, :5].mean() + losses[:, 15:].mean()) / 2), rel=1e-12)
+
+
 def test_training_learns_a_tiny_problem() -> None:
     """A wave of period 8 that the last value alone cannot tell: forty passes take two nats off the loss."""
     torch.manual_seed(0)

@@ -41,23 +41,23 @@ def test_without_a_plan_nothing_is_ever_due() -> None:
 def test_a_sustained_rise_is_drift_and_a_short_one_is_not() -> None:
     drift = Drift(0.3)
     now = observe(drift, 0.0, 5, 1.0)
-    assert not drift.has_come
+    assert not drift.has_come()
     assert drift.record == pytest.approx(1.0, abs=0.05)
     now = observe(drift, now, 0.8, 2.0)
-    assert not drift.has_come
+    assert not drift.has_come()
     now = observe(drift, now, 2, 1.0)
-    assert not drift.has_come
+    assert not drift.has_come()
     now = observe(drift, now, 1.1, 1.6)
-    assert drift.has_come
+    assert drift.has_come()
     observe(drift, now, 0.1, 1.0)
-    assert not drift.has_come
+    assert not drift.has_come()
 
 
 def test_a_slow_rise_is_measured_against_the_record_not_against_yesterday() -> None:
     drift, now = Drift(0.3), 0.0
     for loss in np.linspace(1.0, 1.6, 25):
         now = observe(drift, now, 2, float(loss))
-    assert drift.has_come
+    assert drift.has_come()
 
 
 def test_other_weights_have_a_record_of_their_own() -> None:
@@ -65,7 +65,7 @@ def test_other_weights_have_a_record_of_their_own() -> None:
     now = observe(drift, 0.0, 3, 1.0)
     drift.forget()
     observe(drift, now, 3, 5.0)
-    assert not drift.has_come
+    assert not drift.has_come()
     assert drift.record == pytest.approx(5.0, abs=0.3)
 
 
@@ -75,10 +75,10 @@ def test_a_site_that_tells_nothing_has_no_drift() -> None:
     now = observe(drift, 0.0, 3, 1.0)
     for k in range(100):
         drift.observe(now + k * SAMPLE_SECONDS, float("nan"))
-    assert not drift.has_come
+    assert not drift.has_come()
     drift.observe(now + 24 * HOUR, 9.0)
     drift.observe(now + 24 * HOUR + SAMPLE_SECONDS, 9.0)
-    assert not drift.has_come
+    assert not drift.has_come()
     assert WINDOW_SECONDS == HOUR
 
 
