@@ -33,6 +33,8 @@ from streamer.payloads import Rejection
 from streamer.readings import Alarm, Message
 from streamer.redelivery import Redelivery
 from streamer.registry import Registry
+from streamer.retraining.manager import Retraining, Serving, Terms
+from streamer.retraining.policy import Plan
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
 from streamer.statedir import StateDirectory
@@ -143,6 +145,7 @@ class App:
         self._has_saved_last = False
         self._owes_snapshot = False
         self._served: tuple[int, str] | None = None
+        self._retraining = self._new_retraining() if settings.state.durability == "journal" else None
         self._wire_metrics()
 
     # --- Life ---
@@ -171,6 +174,8 @@ class App:
             self._directory.close()
             raise
         self.engine.start()
+        if self._retraining is not None:
+            self._retraining.start()
         self.link.start()
         event(
             log, logging.INFO, "started", version=version(),
@@ -184,6 +189,8 @@ class App:
         What could not be taken in time is not acknowledged: the broker has it for the next start.
         """
         deadline = time.monotonic() + STOP_SECONDS
+        if self._retraining is not None:
+            self._retraining.stop()
         self._inbox.close()
         drained = self.engine.stop(DRAIN_SECONDS)
         self.link.stop(FAREWELL_SECONDS)
@@ -196,6 +203,12 @@ class App:
         level = logging.INFO if is_saved else logging.ERROR
         event(log, level, "stopped", drained=drained, queued=self._inbox.queued(), state_saved=is_saved)
         return is_saved
+
+    def tick(self) -> None:
+        """What is to be done about once a second, in the main thread."""
+        self._remember_serving()
+        if self._retraining is not None:
+            self._retraining.tick()
 
     def reload(self, settings: Settings) -> None:
         """Takes over what can change while it runs; logs what cannot."""
@@ -280,6 +293,31 @@ class App:
 
     # --- Weights ---
 
+    def _new_retraining(self) -> Retraining:
+        settings, engine = self._settings.retrain, self.engine
+        terms = Terms(
+            plan=Plan(3600.0 * settings.every_hours, settings.drift_rise),
+            journal=self._journal_directory,
+            lateness_seconds=self._settings.input.lateness_seconds,
+            budget_per_series_month=self._settings.alarms.budget_per_series_month,
+            min_readings=settings.min_readings,
+            max_series_steps=settings.max_series_steps,
+            probation_seconds=3600.0 * settings.probation_hours,
+            time_limit_seconds=60.0 * settings.time_limit_minutes,
+            device=settings.device,
+            threads=settings.threads,
+        )
+        serving = Serving(
+            occasion=engine.occasion,
+            swap=lambda weights, number, is_watched: engine.swap(weights, number, is_watched=is_watched),
+            watch=engine.watch,
+            generation=lambda: engine.generation,
+            is_swapping=lambda: engine.is_swapping,
+            comparison=lambda: engine.comparison,
+            loss=lambda: engine.loss,
+        )
+        return Retraining(terms, self._directory.path, self._generations, serving, self.metrics, self._clock)
+
     def _number_configured(self) -> int:
         """Keeps a copy of the weights that the settings name; gives their number."""
         number = self._generations.number_of(self._configured.sha256)
@@ -306,7 +344,7 @@ class App:
         if has_changed and is_ours_to_change and configured != self._shard.generation:
             event(log, logging.INFO, "the settings name other weights", generation=configured)
             self.engine.swap(self._configured, configured)
-        self.remember_serving()
+        self._remember_serving()
 
     def _swap(self, number: int) -> None:
         try:
@@ -314,8 +352,8 @@ class App:
         except WeightsError as error:
             event(log, logging.ERROR, "weights that served are not to be had", generation=number, reason=str(error))
 
-    def remember_serving(self) -> None:
-        """Which weights serve, for a start that finds no other state. For the main thread, once a second."""
+    def _remember_serving(self) -> None:
+        """Which weights serve, for a start that finds no other state."""
         known = (self.engine.generation, self._configured.sha256)
         if known == self._served or self._settings.state.durability == "none":
             return
@@ -490,7 +528,7 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
         if app.engine.has_failed or not app.link.status().is_alive:
             event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
             return 1
-        app.remember_serving()
+        app.tick()
         if got is None:
             continue
         if got is signal.SIGHUP:

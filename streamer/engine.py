@@ -198,6 +198,8 @@ class Engine:
         """steady seconds of the last finished turn"""
         self.table: SeriesTable | None = None
         """the series as of the last sweep; replaced, never changed"""
+        self.loss = np.nan
+        """of the forecasts of the whole site, of late, as of the last sweep"""
         self.comparison: Comparison | None = None
         """of the weights that serve with those that are watched, as of the last sweep"""
         self.alarms: list[Alarm] = []

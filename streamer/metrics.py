@@ -48,6 +48,7 @@ class _Family(NamedTuple):
 
 
 ALARM_KINDS = ("value", "silent")
+RETRAIN_RESULTS = ("promoted", "rejected", "failed", "too_little_data", "stale")
 NOT_SCORED = tuple(reason.name.lower() for reason in Unscored if reason is not Unscored.SCORED)
 
 FAMILIES: Mapping[str, _Family] = MappingProxyType(
@@ -116,6 +117,12 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "model_generation": _Family("gauge", "Generation of the weights that serve."),
         "model_swapping": _Family("gauge", "1 while other weights come in, series by series."),
         "model_swaps_total": _Family("counter", "How often other weights have come to serve."),
+        "model_rollbacks_total": _Family(
+            "counter", "How often new weights did worse than those before, which came back by themselves."
+        ),
+        "retrain_total": _Family("counter", "Retrainings that have ended, by result.", "result", RETRAIN_RESULTS),
+        "retrain_running": _Family("gauge", "1 while a retraining runs."),
+        "retrain_timestamp_seconds": _Family("gauge", "When the last retraining of this run ended."),
         "state_restored": _Family("gauge", "1 when the start found the state of an earlier run, 0 when it began anew."),
         "snapshot_total": _Family("counter", "Snapshots that were tried, by result.", "result", ("ok", "failed")),
         "snapshot_seconds": _Family("gauge", "How long the last good snapshot took."),

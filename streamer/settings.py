@@ -477,6 +477,43 @@ class Journal(_Table):
     )
 
 
+class Retrain(_Table):
+    """When and how the weights are trained on from this site's own readings, by the journal."""
+
+    every_hours: int = _set(24, "How often; jittered by a tenth. 0: not by the clock.", lower=0, upper=8760, unit="h")
+    drift_rise: float = _set(
+        0.3,
+        "Also when the forecasts of the whole site have been worse, for an hour, than in the best hour of these weights "
+        "by so large a share. 0: not by drift.",
+        lower=0.0,
+        upper=100.0,
+        unit="share",
+    )
+    min_readings: int = _set(
+        5000, "Readings that there have to be to train on.", lower=500, upper=1_000_000_000, unit="readings"
+    )
+    max_series_steps: int = _set(
+        1_000_000,
+        "At most so many readings are trained on; of a larger site the series with the worst forecasts first. Each "
+        "takes about 160 bytes of memory.",
+        lower=10_000,
+        upper=1_000_000_000,
+        unit="readings",
+    )
+    probation_hours: float = _set(
+        24.0,
+        "So long the weights that served before forecast on unheard; they come back if they do better.",
+        lower=0.01,
+        upper=8760.0,
+        unit="h",
+    )
+    device: Literal["auto", "cpu", "cuda"] = _set(
+        "auto", "Where it trains; `auto` takes CUDA where there is one. What fails there is done on the CPU."
+    )
+    threads: int = _set(1, "Threads of the training process, on the CPU.", lower=1, upper=1024, unit="threads")
+    time_limit_minutes: int = _set(120, "A training that takes longer is ended.", lower=1, upper=100_000, unit="min")
+
+
 class Log(_Table):
     """What is written to standard error."""
 
@@ -506,6 +543,7 @@ class Settings(BaseSettings):
     http: Http = Http()
     state: State = State()
     journal: Journal = Journal()
+    retrain: Retrain = Retrain()
     log: Log = Log()
 
     @field_validator("instance")

@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 WORK_DIRECTORY = "retraining"
 LAST = "last.json"
-RESULTS = ("promoted", "rejected", "failed", "too_little_data", "stale")
 SURE = 3.0  # standard errors by which the new weights must be worse, at the end of the probation, to be taken back
 VERY_SURE = 5.0  # before its end: looking every second at a difference makes small ones come by chance
 LEAST_JUDGED = 500  # readings
