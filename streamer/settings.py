@@ -483,7 +483,7 @@ class Retrain(_Table):
     every_hours: int = _set(24, "How often; jittered by a tenth. 0: not by the clock.", lower=0, upper=8760, unit="h")
     drift_rise: float = _set(
         0.3,
-        "Also when the forecasts of the whole site have been worse, for an hour, than in the best hour of these weights "
+        "Also when the forecasts of the whole site have for an hour been worse than in the best hour of these weights, "
         "by so large a share. 0: not by drift.",
         lower=0.0,
         upper=100.0,

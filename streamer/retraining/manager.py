@@ -111,7 +111,8 @@ class Retraining:
         self._metrics = metrics
         self._clock = clock
         self._random = random.Random(seed)  # noqa: S311 (nothing secret hangs on it)
-        self._last = Last(clock.now())
+        self.last = Last(clock.now())
+        """what the last one came to, and what is on probation"""
         self._policy = Policy(terms.plan, clock.now(), self._random.randrange(2**31))
         self._occasion: Future[Occasion] | None = None
         self._child: Child | None = None
@@ -122,9 +123,9 @@ class Retraining:
         """Goes on where the last run ended: with the timer, and with a probation."""
         kept = self._read_last()
         if kept is not None:
-            self._last = kept
+            self.last = kept
             self._policy = Policy(self._terms.plan, kept.ended, self._random.randrange(2**31))
-        probation = self._last.probation
+        probation = self.last.probation
         if probation is not None and probation.number == self._serving.generation():
             try:
                 self._serving.watch(self._generations.load(probation.before))
@@ -183,12 +184,12 @@ class Retraining:
             if verdict is not None:
                 self._child = None
                 self._take(verdict)
-        elif not self.is_running and self._last.probation is None:
+        elif not self.is_running and self.last.probation is None:
             reason = self._policy.reason(now)
             if reason is not None:
                 self._begin(reason)
-        if self._last.probation is not None and not self._serving.is_swapping():
-            self._watch_over(self._last.probation, now)
+        if self.last.probation is not None and not self._serving.is_swapping():
+            self._watch_over(self.last.probation, now)
         self._metrics.set("retrain_running", float(self.is_running))
 
     def _begin(self, reason: str) -> None:
@@ -243,8 +244,8 @@ class Retraining:
         now = self._clock.now()
         self._metrics.set("retrain_timestamp_seconds", now)
         self._policy.ended(now)
-        self._last.ended = now
-        self._last.verdict = verdict if result == verdict.result else msgspec.structs.replace(verdict, reason=reason)
+        self.last.ended = now
+        self.last.verdict = verdict if result == verdict.result else msgspec.structs.replace(verdict, reason=reason)
         self._keep_last()
 
     def _promote(self, verdict: Verdict) -> tuple[str, str]:
@@ -262,7 +263,7 @@ class Retraining:
             return "failed", f"the candidate cannot be kept: {error}"
         if made.sha256 != verdict.candidate_sha256:
             return "failed", "the candidate is not the one that was judged"
-        self._last.probation = Probation(made.number, number, self._clock.now())
+        self.last.probation = Probation(made.number, number, self._clock.now())
         self._swap(weights, made.number, is_watched=True)
         return "promoted", verdict.reason
 
@@ -301,9 +302,9 @@ class Retraining:
         self._swap(weights, probation.before, is_watched=False)
 
     def _end_probation(self, why: str) -> None:
-        if self._last.probation is not None:
-            event(log, logging.INFO, "probation ended", generation=self._last.probation.number, reason=why)
-            self._last.probation = None
+        if self.last.probation is not None:
+            event(log, logging.INFO, "probation ended", generation=self.last.probation.number, reason=why)
+            self.last.probation = None
             self._serving.watch(None)
             self._keep_last()
 
@@ -319,7 +320,7 @@ class Retraining:
         part = self._directory / (LAST + ".part")
         try:
             self._directory.mkdir(0o700, exist_ok=True)
-            part.write_bytes(msgspec.json.encode(self._last))
+            part.write_bytes(msgspec.json.encode(self.last))
             os.replace(part, self._directory / LAST)
         except OSError as error:
             event(log, logging.WARNING, "not written", file=LAST, reason=str(error))
