@@ -7,14 +7,16 @@ the one-slot mailbox, or reads what a turn has finished: counters, the table of 
 from __future__ import annotations
 
 import logging
+import queue
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,12 +31,25 @@ from streamer.log import SparingLog, event
 from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Alarm, Batch, Float64, Message, Unscored
-from streamer.records import Abnormal, Evicted, Fact, Group, Heard, Released, Swept
-from streamer.recovery import slices
+from streamer.records import (
+    Abnormal,
+    Evicted,
+    Fact,
+    Group,
+    Heard,
+    MarkedNormal,
+    Paused,
+    Released,
+    Resumed,
+    Swept,
+)
+from streamer.recovery import apply, slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
+from streamer.requests import Command, MarkNormal, Pause, Result, Resume, id_in, read, result_of
 from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
 from streamer.shard import Outcome, Ready, Shard
+from streamer.topics import command_topic
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +64,9 @@ STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
 LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
 IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes room for a new one
 MOST_EVICTED = 1000  # in a sweep: some milliseconds
+MOST_COMMANDS = 64  # that wait
+COMMANDS_A_SECOND = 10  # by MQTT: more than a person gives
+AGAIN_SECONDS = 0.5  # the same command so soon is one command
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
 MESSAGE_REJECTIONS = ("redelivered",)
 READING_REJECTIONS = ("future", "out_of_range", "admission_rate", "admission_full")
@@ -73,6 +91,23 @@ class _Sender(NamedTuple):
     """length of the columns after it"""
     digest: int
     """0 where nobody will ask whether it came before"""
+
+
+class _Order(NamedTuple):
+    """A command that waits for the end of the turn."""
+
+    command: Command
+    by: str
+    future: Future[Result]
+
+
+class _Answer(NamedTuple):
+    """Its result, which waits for the disk."""
+
+    end: int
+    """it is safe when all records below this position are"""
+    result: Result
+    future: Future[Result]
 
 
 class Engine:
@@ -105,6 +140,7 @@ class Engine:
         idle_seconds: float = IDLE_SECONDS,
         silent: bool = True,
         publish_series: Literal["alarm", "all", "off"] = "alarm",
+        takes_commands: bool = False,
     ) -> None:
         """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not.
 
@@ -112,7 +148,7 @@ class Engine:
         stands at the end of the journal, and copies that state from its first `next` on, a piece between two turns.
         While it `owes_snapshot` nothing is acknowledged, and one is tried every few seconds. `begin` calls what may
         have to wait for the disk, one after the other, and so does not keep the engine waiting for longer than
-        `patience_seconds`.
+        `patience_seconds`. `takes_commands`: also by MQTT.
         """
         self._instance = instance
         self._shard = shard
@@ -121,10 +157,11 @@ class Engine:
         self._metrics = metrics
         self._clock = clock
         self._publish = publish
+        self._redelivery = redelivery or Redelivery()
         self._safekeeping = Safekeeping(
             shard,
             journal,
-            redelivery or Redelivery(),
+            self._redelivery,
             acknowledge,
             max_pending_bytes,
             owes_snapshot=owes_snapshot,
@@ -147,6 +184,7 @@ class Engine:
         self._idle_seconds = idle_seconds
         self._silent = silent
         self._publish_series = publish_series
+        self._command_topic = command_topic(instance) if takes_commands else None
         self._sparing = SparingLog(log, 10.0, clock.monotonic)
 
         self._columns = Columns()
@@ -168,6 +206,11 @@ class Engine:
         self._saved_at = clock.monotonic()
         self._saving: Iterator[None] | None = None
         self._mailbox: Adjustment | None = None
+        self._orders: queue.Queue[_Order] = queue.Queue(MOST_COMMANDS)
+        self._answers: deque[_Answer] = deque()
+        self._heeded: deque[Message] = deque(maxlen=MOST_COMMANDS)
+        """the last commands by MQTT: one that comes again is answered once"""
+        self._commands_left = COMMANDS_A_SECOND
         self._thread: threading.Thread | None = None
         self._leave_by: float | None = None  # monotonic; set by `stop`
         self._failure: BaseException | None = None
@@ -232,6 +275,15 @@ class Engine:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
         self._mailbox = adjustment
 
+    def command(self, command: Command, by: str = "request file") -> Future[Result]:
+        """Obeyed between two turns; the result comes when a start would repeat it. From any thread."""
+        future: Future[Result] = Future()
+        try:
+            self._orders.put_nowait(_Order(command, by, future))
+        except queue.Full:
+            future.set_result(result_of(command, False, f"{MOST_COMMANDS} commands wait already: ask again later"))
+        return future
+
     @property
     def has_failed(self) -> bool:
         """A bug has ended the engine's thread."""
@@ -273,6 +325,7 @@ class Engine:
                     share = TURN_SECONDS / max(self._clock.monotonic() - started, TURN_SECONDS / MAX_BATCH)
                     limit = min(max(int(len(messages) * share), LEAST_BATCH), MAX_BATCH)
             self._safekeeping.commit([], np.inf, is_last=True)
+            self._answer_last()
             self._saving = None  # one that is not finished is older
             if self._remember_all() and self._save_if_whole():
                 while self._go_on_saving():
@@ -340,6 +393,7 @@ class Engine:
         started = self._clock.monotonic()
         self._take_mail()
         self._listen()
+        self._obey(started)
         if messages:
             self._tell_past()  # a session's backlog comes ahead of SUBACK: "opened" before what closes it
             self._settle(messages, started)
@@ -349,12 +403,14 @@ class Engine:
             self._sweep(started)
         if not self._go_on_saving() and started - self._saved_at >= self._save_every_seconds():
             self._saved_at = started if self._save_if_whole() else self._saved_at
+        self._answer()
         self.progress_at = self._clock.monotonic()
 
     def _settle(self, messages: list[Message], started: float) -> None:
         now = self._clock.now()
         self._taken_until = messages[-1].arrival
         counts, rejected, senders = self._decode(messages)
+        self._obey(started)  # what these messages command: it is safe before they are acknowledged
         readings = len(self._columns) + sum(self._columns.rejected.values())
         readings_rejected: Counter[str] = Counter({str(k): n for k, n in self._columns.rejected.items()})
         group, refused = self._group(now, senders, readings_rejected)
@@ -439,6 +495,8 @@ class Engine:
                 rejected["redelivered"] += 1
             elif not decoder.is_wanted(message.topic):
                 counts["ignored"] += 1
+                if message.topic == self._command_topic:
+                    self._take_command(message)
             elif message.retain:
                 counts["retained"] += 1
             elif reason := decoder.decode(message.topic, message.payload, message.arrival, columns):
@@ -559,6 +617,7 @@ class Engine:
     def _sweep(self, started: float) -> None:
         """What depends on the passing of time: silence, the table of series, gauges."""
         self._swept_at = started
+        self._commands_left = COMMANDS_A_SECOND
         now = self._clock.now()
         # Who has spoken may still wait in the inbox: then only the time up to the last message taken is judged.
         until = min(now, self._taken_until) if self._inbox.queued() else now
@@ -626,6 +685,7 @@ class Engine:
         with self._metrics.lock:
             self._metrics.set("series", len(self._shard.registry))
             self._metrics.set("series_warming", self._shard.warming())
+            self._metrics.set("series_paused", len(self._shard.paused()))
             for kind in ALARM_KINDS:
                 self._metrics.set("alarms_open", kinds[kind], kind)
             self._metrics.set("last_progress_timestamp_seconds", now)
@@ -638,6 +698,116 @@ class Engine:
         latest = self._shard.detector.latest[slots]
         score, value, expected, lower, upper = latest.T.copy()
         self.table = SeriesTable(self._shard.registry.keys(slots), score, value, expected, lower, upper)
+
+    # --- What a person asks for ---
+
+    def _take_command(self, message: Message) -> None:
+        """One that has come by MQTT; what is none is answered too, as far as there are not too many."""
+        if self._comes_again(message):
+            return
+        if self._commands_left <= 0:
+            self._metrics.add("commands_total", 1, "refused")
+            self._sparing.event(logging.WARNING, "commands refused: too many a second", per="commands")
+            return
+        self._commands_left -= 1
+        self._heeded.append(message)
+        try:
+            if message.retain:
+                raise ValueError(
+                    "the broker had kept this command, retained or while the daemon was away: publish it anew, "
+                    "without the retain flag"
+                )
+            asked = read(message.payload)
+        except ValueError as error:
+            self._metrics.add("commands_total", 1, "refused")
+            self._sparing.event(logging.WARNING, "command refused", per="command", by="MQTT", reason=str(error))
+            refusal = Result(False, str(error), id_in(message.payload))
+            self._send(outbox.command_result(self._instance, refusal))
+            return
+        self.command(asked, "MQTT").add_done_callback(
+            lambda future: self._send(outbox.command_result(self._instance, future.result()))
+        )
+
+    def _comes_again(self, message: Message) -> bool:
+        """Since its acknowledgement was lost, or since two of our subscriptions match it."""
+        alike = [each for each in self._heeded if each.payload == message.payload]
+        return bool(alike) and (message.dup or message.arrival - alike[-1].arrival < AGAIN_SECONDS)
+
+    def _obey(self, started: float) -> None:
+        """All that was asked for so far, in its order: each in the journal, then done."""
+        while True:
+            try:
+                order = self._orders.get_nowait()
+            except queue.Empty:
+                return
+            result = self._obey_one(order.command, started)
+            self._metrics.add("commands_total", 1, "done" if result.done else "refused")
+            event(
+                log, logging.INFO, "command done" if result.done else "command refused", command=result.command,
+                key=result.key, by=order.by, series=result.series, detail=result.detail,
+            )  # fmt: skip
+            self._answers.append(_Answer(self._safekeeping.end, result, order.future))
+
+    def _obey_one(self, command: Command, started: float) -> Result:
+        shard, now = self._shard, self._clock.now()
+        slot = shard.registry.find(command.key)
+        is_device = slot is None
+        slots = shard.registry.of_device(command.key.removesuffix("#*")) if slot is None else np.array([slot], np.intp)
+        if not len(slots):
+            return result_of(
+                command, False,
+                "found no such series and no such device; expected a key as alarms have it, such as "
+                "plant/a#temperature, or plant/a#* for all series of a device",
+            )  # fmt: skip
+        is_paused = shard.is_paused(slots)
+        fact: Fact
+        match command:
+            case Pause():
+                slots = slots[~is_paused]
+                fact, detail = Paused(slots.tolist(), now), "paused"
+            case Resume():
+                slots = slots[is_paused]
+                fact, detail = Resumed(slots.tolist(), now), "resumed: the next reading has no verdict"
+            case MarkNormal():
+                slots = slots[shard.is_in_alarm(slots)] if is_device else slots
+                if not len(slots):
+                    return result_of(
+                        command, False, "no series of this device is in an alarm: name the one that begins anew"
+                    )
+                fact, detail = MarkedNormal(slots.tolist(), now), "marked normal: a verdict again in 20 readings"
+        if not len(slots):
+            already = "paused already" if isinstance(command, Pause) else "not paused"
+            return result_of(command, True, f"nothing to do: {already}")
+        if isinstance(fact, Paused):
+            self._append_each(shard.spans(slots))
+        self._safekeeping.append(fact)
+        self._commit([], started)
+        changes = apply(fact, shard, self._redelivery)
+        self._has_settled = True  # what the table shows of these series has changed
+        self._tell(changes)
+        with self._metrics.lock:
+            self._metrics.set("series_paused", len(shard.paused()))
+            for change in changes:
+                if change.what == "closed":
+                    self._metrics.add("alarms_closed_total", 1, change.alarm.kind)
+        return result_of(command, True, f"{len(slots)} series {detail}", len(slots))
+
+    def _answer(self) -> None:
+        """What is safe by now."""
+        while self._answers and self._safekeeping.is_kept(self._answers[0].end):
+            _, result, future = self._answers.popleft()
+            future.set_result(result)
+
+    def _answer_last(self) -> None:
+        """The end has come: what is not safe, or was not obeyed any more, is not done."""
+        self._answer()
+        while self._answers:
+            _, result, future = self._answers.popleft()
+            detail = "the daemon has stopped before the disk had it: look, and ask again"
+            future.set_result(msgspec.structs.replace(result, done=False, detail=detail))
+        while not self._orders.empty():
+            command, _, future = self._orders.get_nowait()
+            future.set_result(result_of(command, False, "the daemon has stopped before it could obey"))
 
     # --- Telling ---
 
@@ -679,10 +849,12 @@ class Engine:
         """With `publish_series = all`: the state of each series that has reported since the last sweep."""
         shard = self._shard
         is_warming = shard.detector.is_warming(shard.registry.rows)
+        paused = set(shard.paused().tolist())
         for slot in self._touched:
             score, value, expected, lower, upper = shard.detector.latest[slot].tolist()
             alarm = shard.value_alarms.alarm_of(slot)
             state = "alarm" if alarm else "normal" if not np.isnan(score) else "warming" if is_warming[slot] else "gap"
+            state = "paused" if slot in paused else state
             figures = {"score": score, "value": value, "expected": expected, "lower": lower, "upper": upper}
             self._send(
                 outbox.series_state(

@@ -17,7 +17,7 @@ from models.weights import Weights
 from streamer.alarms import Change, Note, SavedSilence, SavedValue, SilenceAlarms, ValueAlarms
 from streamer.clock import Cadence
 from streamer.detector import DIFFERENT_SECONDS, Detector, no_scores, waves
-from streamer.readings import Alarm, Batch, Flag, Float64, Int32, Scores, Unscored
+from streamer.readings import Alarm, Batch, Bool, Flag, Float64, Int32, Scores, Unscored
 from streamer.records import Abnormal
 from streamer.registry import FREE, Registry, RegistryState
 from streamer.reorder import Reorder
@@ -264,10 +264,20 @@ class Shard:
         """The slots of the series that are in maintenance."""
         return np.flatnonzero(self.pauses[: self.registry.rows] == PAUSED)
 
+    def is_paused(self, slots: NDArray[np.intp]) -> Bool:
+        """Per slot: it is in maintenance."""
+        is_paused: Bool = self.pauses[slots] == PAUSED
+        return is_paused
+
+    def is_in_alarm(self, slots: NDArray[np.intp]) -> Bool:
+        """Per slot: it belongs to an open alarm of any kind."""
+        return self.value_alarms.is_open(self._capacity)[slots] | self.silence_alarms.is_silent(slots)
+
     def pause(self, slots: NDArray[np.intp], now: float) -> list[Change]:
         """These series (unique) are in maintenance: nothing is scored, learned or missed; their alarms close."""
         self._keep(slots)
         self.pauses[slots] = PAUSED
+        self.detector.show_value(slots, self.detector.latest[slots, 1])
         changes, ends = self.value_alarms.take_out(slots, "paused")
         for end in ends:
             self.detector.calibration.put_back(end.slot, end.kept, end.peak_views)

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"__init__", "errors", "exposition", "log", "metrics", "places", "readings", "settings", "signals", "topics"},
     {"alarms", "baseline", "clock", "detector", "disk", "inbox", "inspection", "journal", "outbox", "payloads"}
-    | {"records", "recovery", "redelivery", "registry", "reorder", "safekeeping", "shard", "snapshot", "statedir"}
+    | {"records", "recovery", "redelivery", "registry", "reorder", "requests", "safekeeping", "shard", "snapshot"}
+    | {"statedir"}
     | {"endings", "packets", "wire"},  # what mqtt is made of
     {"diskthread", "engine", "replay", "report", "retrain"},
     {"probe", "wiring"},
