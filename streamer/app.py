@@ -167,7 +167,7 @@ class App:
                 event(log, logging.INFO, "no state to restore: every series begins anew")
             closed, abnormal = (recovered.closed, recovered.abnormal) if recovered else ({}, ())
             self.engine.close_lost(_alarms(self._directory.kept(ALARMS_FILE)), closed)
-            self.engine.owe(abnormal)
+            self.engine.add_abnormal(abnormal)
             if self.http is not None:
                 self.http.start()
         except BaseException:

@@ -191,8 +191,6 @@ class Engine:
         self._refused_before = dict(shard.registry.refused)
         self._wanting = 0
         """readings since the last sweep whose new series found no room"""
-        self._owed: list[Abnormal] = []
-        """what the journal does not say yet of the last run"""
         self._heard_by = 0
         self._taken_until = -np.inf
         """arrival of the last message that was taken"""
@@ -267,9 +265,9 @@ class Engine:
         self._untold = [Change("opened", a, next(iter(a.members), None)) for a in known if a.id not in heard_of]
         self._remembered = remembered
 
-    def owe(self, abnormal: Sequence[Abnormal]) -> None:
-        """Before `start`: what the journal is to say of a run that was killed before it could."""
-        self._owed = list(abnormal)
+    def add_abnormal(self, abnormal: Sequence[Abnormal]) -> None:
+        """Before `start`: what a run that was killed could not write any more."""
+        self._append_each(abnormal)
 
     def adjust(self, adjustment: Adjustment) -> None:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
@@ -315,7 +313,6 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._append_each(self._owed)
             limit = FIRST_BATCH
             while not self._is_to_leave():
                 messages = self._take(limit)

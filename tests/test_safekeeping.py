@@ -143,6 +143,7 @@ class Daemon:
             begin=begin,
             patience_seconds=0.02,
         )
+        self.engine.add_abnormal(recovered.abnormal)
         self.receive(broker.connect())
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
