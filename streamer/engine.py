@@ -67,6 +67,7 @@ MOST_EVICTED = 1000  # in a sweep: some milliseconds
 MOST_COMMANDS = 64  # that wait
 COMMANDS_A_SECOND = 10  # by MQTT: more than a person gives
 AGAIN_SECONDS = 0.5  # the same command so soon is one command
+MOST_SHOWN = 200  # characters of a key that somebody else has written, in the log
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
 MESSAGE_REJECTIONS = ("redelivered",)
 READING_REJECTIONS = ("future", "out_of_range", "admission_rate", "admission_full")
@@ -279,6 +280,7 @@ class Engine:
         try:
             self._orders.put_nowait(_Order(command, by, future))
         except queue.Full:
+            self._metrics.add("commands_total", 1, "refused")
             future.set_result(result_of(command, False, f"{MOST_COMMANDS} commands wait already: ask again later"))
         return future
 
@@ -737,11 +739,12 @@ class Engine:
                 order = self._orders.get_nowait()
             except queue.Empty:
                 return
+            self._tell_past()  # "opened" before what closes it
             result = self._obey_one(order.command, started)
             self._metrics.add("commands_total", 1, "done" if result.done else "refused")
             event(
                 log, logging.INFO, "command done" if result.done else "command refused", command=result.command,
-                key=result.key, by=order.by, series=result.series, detail=result.detail,
+                key=result.key[:MOST_SHOWN], by=order.by, series=result.series, detail=result.detail,
             )  # fmt: skip
             self._answers.append(_Answer(self._safekeeping.end, result, order.future))
 

@@ -192,7 +192,7 @@ class Shard:
         is_paused = self.pauses[batch.slot] == PAUSED
         if is_paused.any():
             scores.unscored[is_paused] = Unscored.PAUSED
-            self._pass_over(batch[np.flatnonzero(is_paused)], arrivals[is_paused])
+            self._pass_over(batch[np.flatnonzero(is_paused)], None if is_heard else arrivals[is_paused])
         scored = np.flatnonzero(~is_paused)
         for among in waves(batch.slot[scored]):
             rows = scored[among]
@@ -212,11 +212,15 @@ class Shard:
             strictness[rows[wave.rows]] = wave.strictness
         return Outcome(scores, strictness, self.value_alarms.settle(notes) + heard)
 
-    def _pass_over(self, batch: Batch, arrivals: Float64) -> None:
-        """Readings of paused series, in their order: that they have come is all that is learned from them."""
+    def _pass_over(self, batch: Batch, arrivals: Float64 | None) -> None:
+        """Readings of paused series, in their order: that they have come is all that is learned from them.
+
+        `arrivals` None: that is known already.
+        """
         slots, last = np.unique(batch.slot[::-1].astype(np.intp), return_index=True)
         self.detector.show_value(slots, batch.value[::-1][last])
-        self.cadence.hear(slots, arrivals[::-1][last])
+        if arrivals is not None:
+            self.cadence.hear(slots, arrivals[::-1][last])
 
     def _observe(self, slots: NDArray[np.intp], elapsed: Float64, arrival: Float64) -> None:
         """`slots` (unique) have reported in order, `elapsed` seconds of event time after their last reading."""

@@ -1117,6 +1117,19 @@ def test_an_alarm_that_a_command_ends_is_told_as_closed() -> None:
         assert bench.engine.alarms == []
 
 
+def test_an_alarm_of_the_last_run_is_told_before_a_command_ends_it() -> None:
+    """Also while there is no broker yet: else whoever listens would hear of it last that it is open."""
+    before = Bench(weights=shipped_weights())
+    before.report("plant/a", [*noise(60), 900.0])
+    bench = Bench(weights=shipped_weights(), start=before.clock.now())
+    bench.shard.restore(before.shard.export())
+    bench.engine.close_lost([])
+    bench.is_hearing = False
+    bench.engine.command(Pause(key="plant/a"))
+    bench.turn()
+    assert [event["event"] for event in bench.events()] == ["opened", "closed"]
+
+
 def test_of_a_device_that_is_marked_normal_only_what_is_in_an_alarm_begins_anew() -> None:
     """If nothing is, the whole device does not: it is refused."""
     bench = Bench(weights=shipped_weights())
