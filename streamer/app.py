@@ -33,11 +33,13 @@ from streamer.payloads import Rejection
 from streamer.readings import Alarm, Message
 from streamer.redelivery import Redelivery
 from streamer.registry import Registry
+from streamer.requests import RequestFiles, Result, id_in, read
 from streamer.retraining.manager import Retraining, Serving, Terms
 from streamer.retraining.policy import Plan
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
 from streamer.statedir import StateDirectory
+from streamer.topics import command_topic
 from streamer.wire import tls_context
 from streamer.wiring import decoder_from, load_weights, shard_from, weights_path
 
@@ -48,6 +50,7 @@ DRAIN_SECONDS = 2.4  # half for what is in the inbox, half for a copy of the sta
 FAREWELL_SECONDS = 0.6  # for the last acknowledgements and the word "offline"; a link that hangs takes one more
 COPY_ROWS = 1024  # of the state, 3 MB, between two turns: 3 to 10 ms, most of them for fresh pages of memory
 LAST_WRITE_SECONDS = 0.6  # for a snapshot that is still being written when the last one is due
+ANSWER_SECONDS = 0.05  # so often it is looked whether a request has its result
 FILTERS_FILE, ALARMS_FILE = "filters.json", "alarms.json"
 MOST_FILTERS = 1000
 
@@ -60,6 +63,9 @@ class App:
         self._clock = clock or SystemClock()
         self._steps = Steps(self._clock) if clock is None else None  # a clock that is handed in runs as it likes
         self._directory = StateDirectory(Path(settings.state.directory))
+        self._requests = RequestFiles(self._directory.path)
+        self._asked: dict[str, Future[Result]] = {}
+        """by the id of the request's file"""
         self._journal_directory = Path(settings.state.directory) / "journal"
         self._journal_files = DiskFiles(self._journal_directory)
         self._journal = Journal(self._journal_files, self._clock.now)
@@ -93,6 +99,7 @@ class App:
             client_id=settings.client_id,
             filters=mqtt.subscribe,
             unwanted=self._past_filters,
+            commands=command_topic(settings.instance) if mqtt.commands else None,
             deliver=self._deliver,
             clock=self._clock,
             protocol=mqtt.protocol,
@@ -133,6 +140,7 @@ class App:
             idle_seconds=3600.0 * limits.idle_hours,
             silent=settings.alarms.silent,
             publish_series=settings.alarms.publish_series,
+            takes_commands=mqtt.commands,
         )
         self.http = (
             Server(settings.http.host, settings.http.port, self.metrics.render, self.is_healthy, self.is_ready)
@@ -156,6 +164,7 @@ class App:
         try:
             self._remember_filters()
             number = self._number_configured()
+            self._open_requests()
             position = self._restore()
             durability = self._settings.state.durability
             recovered: recovery.Recovered | None = None
@@ -167,7 +176,7 @@ class App:
             self._settle_weights(number)
             closed, abnormal = (recovered.closed, recovered.abnormal) if recovered else ({}, ())
             self.engine.close_lost(_alarms(self._directory.kept(ALARMS_FILE)), closed)
-            self.engine.owe(abnormal)
+            self.engine.add_abnormal(abnormal)
             if self.http is not None:
                 self.http.start()
         except BaseException:
@@ -193,6 +202,7 @@ class App:
             self._retraining.stop()
         self._inbox.close()
         drained = self.engine.stop(DRAIN_SECONDS)
+        self._answer_requests()
         self.link.stop(FAREWELL_SECONDS)
         if self.http is not None:
             self.http.stop()
@@ -225,6 +235,35 @@ class App:
             self.link.set_password(self._settings.mqtt.password.get_secret_value())
         alarms = self._settings.alarms
         self.engine.adjust(Adjustment(decoder_from(self._settings), alarms.budget_per_series_month, alarms.silent))
+
+    # --- Requests by file ---
+
+    def serve_requests(self) -> bool:
+        """Hands what was asked for to the engine, and its results to who asked; True while there are some to come."""
+        try:
+            for request, payload in self._requests.take(self._clock.now()):
+                try:
+                    self._asked[request] = self.engine.command(read(payload))
+                except ValueError as error:
+                    self.metrics.add("commands_total", 1, "refused")
+                    self._requests.answer(request, Result(False, str(error), id_in(payload)))
+        except OSError as error:
+            self._sparing.event(logging.WARNING, "requests not read", per="requests", reason=str(error))
+        self._answer_requests()
+        return bool(self._asked)
+
+    def _answer_requests(self) -> None:
+        for request in [request for request, future in self._asked.items() if future.done()]:
+            try:
+                self._requests.answer(request, self._asked.pop(request).result())
+            except OSError as error:
+                self._sparing.event(logging.WARNING, "request not answered", per="answer", reason=str(error))
+
+    def _open_requests(self) -> None:
+        try:
+            self._requests.open()
+        except OSError as error:  # scoring goes on without
+            self._sparing.event(logging.WARNING, "no requests by file", per="requests", reason=str(error))
 
     # --- What it says of itself ---
 
@@ -367,7 +406,8 @@ class App:
 
     def _remember_filters(self) -> None:
         """A broker's session outlives a setting: what was ever subscribed to must be taken back when it is left out."""
-        known = dict.fromkeys([*self._past_filters, *self._settings.mqtt.subscribe])
+        commands = [command_topic(self._settings.instance)] if self._settings.mqtt.commands else []
+        known = dict.fromkeys([*self._past_filters, *self._settings.mqtt.subscribe, *commands])
         self._keep(FILTERS_FILE, list(known)[-MOST_FILTERS:])
 
     def _remember_alarms(self, alarms: list[Alarm]) -> None:
@@ -524,7 +564,7 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
     app = App(settings, clock)
     app.start()
     while True:
-        got = listener.wait(1.0)
+        got = listener.wait(ANSWER_SECONDS if app.serve_requests() else 1.0)
         if app.engine.has_failed or not app.link.status().is_alive:
             event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
             return 1

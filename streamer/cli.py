@@ -22,11 +22,14 @@ from streamer import DISTRIBUTION, version
 from streamer.errors import InputError, ModelError, SettingsError, StateError, StreamerError
 
 if TYPE_CHECKING:
+    from streamer.requests import Result
     from streamer.settings import Settings
 
 HEALTH_TIMEOUT_SECONDS = 3.0
 MOST_PROBE_MESSAGES = 100_000  # 100 s at the rate of the doctor
 NO_BROKER = 3
+REQUEST_SECONDS = 30.0
+POLL_SECONDS = 0.05  # so often it is looked for the daemon's answer
 
 Arguments = argparse.Namespace
 Handler = Callable[[Arguments], int]
@@ -115,6 +118,22 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_settings(state)
     _add_json(state)
+
+    for name, sentence in (
+        ("pause", "Take a series or a device out of service: neither judged nor learned from, its alarms closed."),
+        ("resume", "Judge it again, as after a gap."),
+        ("mark-normal", "Say that what a series does now is normal: its alarm closes, and it is learned anew."),
+    ):
+        asked = command(name, _ask, sentence)
+        asked.add_argument(
+            "key", metavar="KEY", help="a series, as alarms name it: plant/a#temperature; or a device: plant/a#*"
+        )
+        asked.add_argument(
+            "--timeout", type=_positive, default=REQUEST_SECONDS, metavar="SECONDS",
+            help=f"how long to wait for the running daemon; without it {REQUEST_SECONDS:g}",
+        )  # fmt: skip
+        _add_settings(asked)
+        _add_json(asked)
 
     train = command("train", _train, "Make weights; so far from synthetic series only, with --pretrain.")
     train.add_argument(
@@ -258,6 +277,51 @@ def _state(arguments: Arguments) -> int:
     else:
         _print(found.summary(), as_json=False)
     return 1 if found.problems else 0
+
+
+def _ask(arguments: Arguments) -> int:
+    """Hands a request to the daemon that runs on the state directory, and says what has become of it."""
+    settings = _settings(arguments)
+    import msgspec
+
+    from streamer.requests import RequestFiles, Result, read
+    from streamer.statedir import holder
+
+    directory = Path(settings.state.directory)
+    files, request = RequestFiles(directory), f"{time.time_ns():020d}-{os.getpid()}"
+    wanted = {"command": arguments.command, "key": arguments.key, "id": request}
+    try:
+        command = read(msgspec.json.encode(wanted))
+    except (ValueError, UnicodeEncodeError) as error:
+        raise InputError(f"KEY: {error}") from error
+    try:
+        if holder(directory / "lock") is None:
+            raise StateError(
+                f"state.directory: no daemon runs on {directory}, so nobody can be asked; expected the directory of "
+                "one that runs: the settings that it was started with (--config, --set state.directory=...)"
+            )
+        files.ask(request, command)
+        result = _wait_for(partial(files.result, request), arguments.timeout)
+        if result is None:
+            detail = "it was withdrawn: nothing has been done" if files.withdraw(request) else "it may yet be done"
+            result = Result(False, f"the daemon has not answered in {arguments.timeout:g} s; {detail}", request)
+    except OSError as error:
+        raise StateError(
+            f"state.directory: {directory} cannot be used by user {os.getuid()}: {error.strerror or error}; expected "
+            "to run as the user of the daemon, which may write there"
+        ) from error
+    if arguments.json:
+        _print(msgspec.to_builtins(result), as_json=True)
+    else:
+        print(result.detail, file=sys.stdout if result.done else sys.stderr)
+    return 0 if result.done else 1
+
+
+def _wait_for(look: Callable[[], Result | None], seconds: float) -> Result | None:
+    deadline = time.monotonic() + seconds
+    while (result := look()) is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return result
 
 
 def _train(arguments: Arguments) -> int:

@@ -7,6 +7,7 @@ the one-slot mailbox, or reads what a turn has finished: counters, the table of 
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,13 +32,28 @@ from streamer.log import SparingLog, event
 from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Alarm, Batch, Float64, Message, Unscored
-from streamer.records import Abnormal, Evicted, Fact, Group, Heard, Rebuilt, Released, Swapped, Swept
-from streamer.recovery import slices
+from streamer.records import (
+    Abnormal,
+    Evicted,
+    Fact,
+    Group,
+    Heard,
+    MarkedNormal,
+    Paused,
+    Rebuilt,
+    Released,
+    Resumed,
+    Swapped,
+    Swept,
+)
+from streamer.recovery import apply, slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
+from streamer.requests import Command, MarkNormal, Pause, Result, Resume, id_in, read, result_of
 from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
 from streamer.shadow import Comparison
 from streamer.shard import Outcome, Ready, Shard
+from streamer.topics import command_topic
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -54,6 +71,10 @@ IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes roo
 MOST_EVICTED = 1000  # in a sweep: some milliseconds
 MOST_WATCHED = 256  # series for which the weights before forecast on
 REBUILT_ROWS = 64  # series that get their state under other weights between two turns: 15 to 25 ms
+MOST_COMMANDS = 64  # that wait
+COMMANDS_A_SECOND = 10  # by MQTT: more than a person gives
+AGAIN_SECONDS = 0.5  # the same command so soon is one command
+MOST_SHOWN = 200  # characters of a key that somebody else has written, in the log
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
 MESSAGE_REJECTIONS = ("redelivered",)
 READING_REJECTIONS = ("future", "out_of_range", "admission_rate", "admission_full")
@@ -93,6 +114,23 @@ class _Sender(NamedTuple):
     """0 where nobody will ask whether it came before"""
 
 
+class _Order(NamedTuple):
+    """A command that waits for the end of the turn."""
+
+    command: Command
+    by: str
+    future: Future[Result]
+
+
+class _Answer(NamedTuple):
+    """Its result, which waits for the disk."""
+
+    end: int
+    """it is safe when all records below this position are"""
+    result: Result
+    future: Future[Result]
+
+
 class Engine:
     """Turns messages into verdicts. `start` runs it in a thread of its own; tests and tools call `turn` themselves."""
 
@@ -124,6 +162,7 @@ class Engine:
         silent: bool = True,
         publish_series: Literal["alarm", "all", "off"] = "alarm",
         rebuilt_rows: int = REBUILT_ROWS,
+        takes_commands: bool = False,
     ) -> None:
         """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not.
 
@@ -131,7 +170,7 @@ class Engine:
         stands at the end of the journal, and copies that state from its first `next` on, a piece between two turns.
         While it `owes_snapshot` nothing is acknowledged, and one is tried every few seconds. `begin` calls what may
         have to wait for the disk, one after the other, and so does not keep the engine waiting for longer than
-        `patience_seconds`.
+        `patience_seconds`. `takes_commands`: also by MQTT.
         """
         self._instance = instance
         self._shard = shard
@@ -140,10 +179,11 @@ class Engine:
         self._metrics = metrics
         self._clock = clock
         self._publish = publish
+        self._redelivery = redelivery or Redelivery()
         self._safekeeping = Safekeeping(
             shard,
             journal,
-            redelivery or Redelivery(),
+            self._redelivery,
             acknowledge,
             max_pending_bytes,
             owes_snapshot=owes_snapshot,
@@ -167,14 +207,13 @@ class Engine:
         self._silent = silent
         self._publish_series = publish_series
         self._rebuilt_rows = rebuilt_rows
+        self._command_topic = command_topic(instance) if takes_commands else None
         self._sparing = SparingLog(log, 10.0, clock.monotonic)
 
         self._columns = Columns()
         self._refused_before = dict(shard.registry.refused)
         self._wanting = 0
         """readings since the last sweep whose new series found no room"""
-        self._owed: list[Abnormal] = []
-        """what the journal does not say yet of the last run"""
         self._heard_by = 0
         self._taken_until = -np.inf
         """arrival of the last message that was taken"""
@@ -190,6 +229,11 @@ class Engine:
         self._mailbox: Adjustment | None = None
         self._swaps_asked, self._swaps_begun = 0, 0
         self._asked: deque[Callable[[], None]] = deque()
+        self._orders: queue.Queue[_Order] = queue.Queue(MOST_COMMANDS)
+        self._answers: deque[_Answer] = deque()
+        self._heeded: deque[Message] = deque(maxlen=MOST_COMMANDS)
+        """the last commands by MQTT: one that comes again is answered once"""
+        self._commands_left = COMMANDS_A_SECOND
         self._thread: threading.Thread | None = None
         self._leave_by: float | None = None  # monotonic; set by `stop`
         self._failure: BaseException | None = None
@@ -250,9 +294,9 @@ class Engine:
         self._untold = [Change("opened", a, next(iter(a.members), None)) for a in known if a.id not in heard_of]
         self._remembered = remembered
 
-    def owe(self, abnormal: Sequence[Abnormal]) -> None:
-        """Before `start`: what the journal is to say of a run that was killed before it could."""
-        self._owed = list(abnormal)
+    def add_abnormal(self, abnormal: Sequence[Abnormal]) -> None:
+        """Before `start`: what a run that was killed could not write any more."""
+        self._append_each(abnormal)
 
     def adjust(self, adjustment: Adjustment) -> None:
         """Applied between two turns; a later one replaces one that has not been applied yet."""
@@ -312,6 +356,16 @@ class Engine:
         """Other weights are coming in, or wanted."""
         return self._swaps_asked > self._swaps_begun or self._shard.is_swapping
 
+    def command(self, command: Command, by: str = "request file") -> Future[Result]:
+        """Obeyed between two turns; the result comes when a start would repeat it. From any thread."""
+        future: Future[Result] = Future()
+        try:
+            self._orders.put_nowait(_Order(command, by, future))
+        except queue.Full:
+            self._metrics.add("commands_total", 1, "refused")
+            future.set_result(result_of(command, False, f"{MOST_COMMANDS} commands wait already: ask again later"))
+        return future
+
     @property
     def has_failed(self) -> bool:
         """A bug has ended the engine's thread."""
@@ -343,7 +397,6 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._append_each(self._owed)
             limit = FIRST_BATCH
             while not self._is_to_leave():
                 messages = self._take(limit)
@@ -353,6 +406,7 @@ class Engine:
                     share = TURN_SECONDS / max(self._clock.monotonic() - started, TURN_SECONDS / MAX_BATCH)
                     limit = min(max(int(len(messages) * share), LEAST_BATCH), MAX_BATCH)
             self._safekeeping.commit([], np.inf, is_last=True)
+            self._answer_last()
             self._saving = None  # one that is not finished is older
             if self._remember_all() and self._save_if_whole():
                 while self._go_on_saving():
@@ -428,6 +482,7 @@ class Engine:
             self._asked.popleft()()
         self._go_on_swapping()
         self._listen()
+        self._obey(started)
         if messages:
             self._tell_past()  # a session's backlog comes ahead of SUBACK: "opened" before what closes it
             self._settle(messages, started)
@@ -438,12 +493,14 @@ class Engine:
         is_due = started - self._saved_at >= self._save_every_seconds()
         if not self._go_on_saving() and is_due and not self._shard.is_swapping:
             self._saved_at = started if self._save_if_whole() else self._saved_at
+        self._answer()
         self.progress_at = self._clock.monotonic()
 
     def _settle(self, messages: list[Message], started: float) -> None:
         now = self._clock.now()
         self._taken_until = messages[-1].arrival
         counts, rejected, senders = self._decode(messages)
+        self._obey(started)  # what these messages command: it is safe before they are acknowledged
         readings = len(self._columns) + sum(self._columns.rejected.values())
         readings_rejected: Counter[str] = Counter({str(k): n for k, n in self._columns.rejected.items()})
         group, refused = self._group(now, senders, readings_rejected)
@@ -528,6 +585,8 @@ class Engine:
                 rejected["redelivered"] += 1
             elif not decoder.is_wanted(message.topic):
                 counts["ignored"] += 1
+                if message.topic == self._command_topic:
+                    self._take_command(message)
             elif message.retain:
                 counts["retained"] += 1
             elif reason := decoder.decode(message.topic, message.payload, message.arrival, columns):
@@ -668,6 +727,7 @@ class Engine:
     def _sweep(self, started: float) -> None:
         """What depends on the passing of time: silence, the table of series, gauges."""
         self._swept_at = started
+        self._commands_left = COMMANDS_A_SECOND
         now = self._clock.now()
         # Who has spoken may still wait in the inbox: then only the time up to the last message taken is judged.
         until = min(now, self._taken_until) if self._inbox.queued() else now
@@ -737,6 +797,7 @@ class Engine:
         with self._metrics.lock:
             self._metrics.set("series", len(self._shard.registry))
             self._metrics.set("series_warming", self._shard.warming())
+            self._metrics.set("series_paused", len(self._shard.paused()))
             for kind in ALARM_KINDS:
                 self._metrics.set("alarms_open", kinds[kind], kind)
             self._metrics.set("last_progress_timestamp_seconds", now)
@@ -749,6 +810,117 @@ class Engine:
         latest = self._shard.detector.latest[slots]
         score, value, expected, lower, upper = latest.T.copy()
         self.table = SeriesTable(self._shard.registry.keys(slots), score, value, expected, lower, upper)
+
+    # --- What a person asks for ---
+
+    def _take_command(self, message: Message) -> None:
+        """One that has come by MQTT; what is none is answered too, as far as there are not too many."""
+        if self._comes_again(message):
+            return
+        if self._commands_left <= 0:
+            self._metrics.add("commands_total", 1, "refused")
+            self._sparing.event(logging.WARNING, "commands refused: too many a second", per="commands")
+            return
+        self._commands_left -= 1
+        self._heeded.append(message)
+        try:
+            if message.retain:
+                raise ValueError(
+                    "the broker had kept this command, retained or while the daemon was away: publish it anew, "
+                    "without the retain flag"
+                )
+            asked = read(message.payload)
+        except ValueError as error:
+            self._metrics.add("commands_total", 1, "refused")
+            self._sparing.event(logging.WARNING, "command refused", per="command", by="MQTT", reason=str(error))
+            refusal = Result(False, str(error), id_in(message.payload))
+            self._send(outbox.command_result(self._instance, refusal))
+            return
+        self.command(asked, "MQTT").add_done_callback(
+            lambda future: self._send(outbox.command_result(self._instance, future.result()))
+        )
+
+    def _comes_again(self, message: Message) -> bool:
+        """Since its acknowledgement was lost, or since two of our subscriptions match it."""
+        alike = [each for each in self._heeded if each.payload == message.payload]
+        return bool(alike) and (message.dup or message.arrival - alike[-1].arrival < AGAIN_SECONDS)
+
+    def _obey(self, started: float) -> None:
+        """All that was asked for so far, in its order: each in the journal, then done."""
+        while True:
+            try:
+                order = self._orders.get_nowait()
+            except queue.Empty:
+                return
+            self._tell_past()  # "opened" before what closes it
+            result = self._obey_one(order.command, started)
+            self._metrics.add("commands_total", 1, "done" if result.done else "refused")
+            event(
+                log, logging.INFO, "command done" if result.done else "command refused", command=result.command,
+                key=result.key[:MOST_SHOWN], by=order.by, series=result.series, detail=result.detail,
+            )  # fmt: skip
+            self._answers.append(_Answer(self._safekeeping.end, result, order.future))
+
+    def _obey_one(self, command: Command, started: float) -> Result:
+        shard, now = self._shard, self._clock.now()
+        slot = shard.registry.find(command.key)
+        is_device = slot is None
+        slots = shard.registry.of_device(command.key.removesuffix("#*")) if slot is None else np.array([slot], np.intp)
+        if not len(slots):
+            return result_of(
+                command, False,
+                "found no such series and no such device; expected a key as alarms have it, such as "
+                "plant/a#temperature, or plant/a#* for all series of a device",
+            )  # fmt: skip
+        is_paused = shard.is_paused(slots)
+        fact: Fact
+        match command:
+            case Pause():
+                slots = slots[~is_paused]
+                fact, detail = Paused(slots.tolist(), now), "paused"
+            case Resume():
+                slots = slots[is_paused]
+                fact, detail = Resumed(slots.tolist(), now), "resumed: the next reading has no verdict"
+            case MarkNormal():
+                slots = slots[shard.is_in_alarm(slots)] if is_device else slots
+                if not len(slots):
+                    return result_of(
+                        command, False, "no series of this device is in an alarm: name the one that begins anew"
+                    )
+                fact, detail = MarkedNormal(slots.tolist(), now), "marked normal: a verdict again in 20 readings"
+        if not len(slots):
+            already = "paused already" if isinstance(command, Pause) else "not paused"
+            return result_of(command, True, f"nothing to do: {already}")
+        if isinstance(fact, Paused):
+            self._append_each(shard.spans(slots))
+        self._safekeeping.append(fact)
+        self._commit([], started)
+        changes = apply(fact, shard, self._redelivery)
+        self._has_settled = True  # what the table shows of these series has changed
+        self._tell(changes)
+        with self._metrics.lock:
+            self._metrics.set("series_paused", len(shard.paused()))
+            for change in changes:
+                if change.what == "closed":
+                    self._metrics.add("alarms_closed_total", 1, change.alarm.kind)
+        return result_of(command, True, f"{len(slots)} series {detail}", len(slots))
+
+    def _answer(self) -> None:
+        """What is safe by now."""
+        while self._answers and self._safekeeping.is_kept(self._answers[0].end):
+            _, result, future = self._answers.popleft()
+            future.set_result(result)
+
+    def _answer_last(self) -> None:
+        """The end has come: what is not safe, or was not obeyed any more, is not done."""
+        self._answer()
+        while self._answers:
+            _, result, future = self._answers.popleft()
+            detail = "the daemon has stopped before the disk had it: look, and ask again"
+            future.set_result(msgspec.structs.replace(result, done=False, detail=detail))
+        while not self._orders.empty():
+            command, _, future = self._orders.get_nowait()
+            future.set_result(result_of(command, False, "the daemon has stopped before it could obey"))
 
     # --- Telling ---
 
@@ -790,10 +962,12 @@ class Engine:
         """With `publish_series = all`: the state of each series that has reported since the last sweep."""
         shard = self._shard
         is_warming = shard.detector.is_warming(shard.registry.rows)
+        paused = set(shard.paused().tolist())
         for slot in self._touched:
             score, value, expected, lower, upper = shard.detector.latest[slot].tolist()
             alarm = shard.value_alarms.alarm_of(slot)
             state = "alarm" if alarm else "normal" if not np.isnan(score) else "warming" if is_warming[slot] else "gap"
+            state = "paused" if slot in paused else state
             figures = {"score": score, "value": value, "expected": expected, "lower": lower, "upper": upper}
             self._send(
                 outbox.series_state(

@@ -77,6 +77,8 @@ class Inspection(NamedTuple):
     """applied, of all series"""
     readings_applied: dict[str, int]
     """by series; neither late ones nor those that came twice"""
+    paused: list[str]
+    """series in maintenance"""
     alarms: list[Alarm]
     """the open ones"""
     sha256: str
@@ -106,6 +108,9 @@ class Inspection(NamedTuple):
         }
         if len(most) > MOST_SHOWN:
             lines["  ..."] = f"{len(most) - MOST_SHOWN} more series; --json has all"
+        if self.paused:
+            more = f" and {len(self.paused) - MOST_SHOWN} more" if len(self.paused) > MOST_SHOWN else ""
+            lines["paused"] = ", ".join(self.paused[:MOST_SHOWN]) + more
         lines["open alarms"] = len(self.alarms)
         lines |= {f"  {a.id}": f"{a.kind} {a.key}" for a in self.alarms[:MOST_SHOWN]}
         lines["SHA-256"] = self.sha256
@@ -150,6 +155,7 @@ def inspect(directory: Path, shard: Shard) -> Inspection:
         series=len(registry),
         readings=sum(applied.values()),
         readings_applied=applied,
+        paused=sorted(map(registry.key, shard.paused().tolist())),
         alarms=shard.open_alarms(),
         sha256=sha256,
         sha256_with_arrivals=sha256_with_arrivals,

@@ -91,6 +91,7 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         # Series and alarms.
         "series": _Family("gauge", "Series that have state."),
         "series_warming": _Family("gauge", "Series that have too few readings for a score."),
+        "series_paused": _Family("gauge", "Series in maintenance: neither judged nor learned from."),
         "series_limit": _Family("gauge", "Series that may have state: limits.max_series."),
         "series_refused_total": _Family(
             "counter", "Readings of new series that were not admitted, by reason.", "reason", ("rate", "full")
@@ -101,6 +102,12 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "alarms_closed_total": _Family("counter", "Alarms that were closed, by kind.", "kind", ALARM_KINDS),
         "alarm_budget_per_series_month": _Family(
             "gauge", "False alarms that a series may raise in a month: alarms.budget_per_series_month."
+        ),
+        "commands_total": _Family(
+            "counter",
+            "Commands of an operator, by MQTT or a request file, by what became of them.",
+            "result",
+            ("done", "refused"),
         ),
         # The broker.
         "mqtt_connected": _Family("gauge", "1 while the broker has accepted the connection."),

@@ -140,19 +140,23 @@ class MqttLink:
         linger_seconds: float = 0.002,
         outgoing_bytes: int = 16 << 20,
         unwanted: Sequence[str] = (),
+        commands: str | None = None,
         fast: bool = True,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """`protocol` is 5, 3.1.1 or auto; `fast=False` receives by paho alone; `jitter` gives numbers in [0, 1).
 
         `unwanted` are filters that an earlier run of this client id had and this one has not: the broker's session
-        still holds them.
+        still holds them. `commands` is a topic to listen to besides, at QoS 1; what comes there from the time before
+        this connection is delivered as retained, and without it the link is as good as with it.
         """
         self._host = host
         self._port = port
         self._client_id = client_id
         self._filters = list(filters)
-        self._unwanted = [topic_filter for topic_filter in unwanted if topic_filter not in filters]
+        self._unwanted = [topic_filter for topic_filter in unwanted if topic_filter not in (*filters, commands)]
+        self._commands = commands
+        self._commands_mid: int | None = None
         self._deliver = deliver
         self._clock = clock
         self._versions = list(VERSIONS.values()) if protocol == "auto" else [VERSIONS[protocol]]
@@ -190,7 +194,7 @@ class MqttLink:
 
         # The network thread's own.
         self._clients: dict[MQTTProtocolVersion, PahoClient] = {}
-        self._receiver = Receiver(max_packet_bytes, clock, fast)
+        self._receiver = Receiver(max_packet_bytes, clock, fast, commands)
         self._wire: Wire | None = None
         self._generation = 0
         self._session_began = 0
@@ -502,6 +506,25 @@ class MqttLink:
         else:
             client.subscribe([(topic_filter, self._qos) for topic_filter in self._filters])
 
+    def _subscribe_to_commands(self, client: Client) -> None:
+        """A subscription of its own, so that a broker that refuses it refuses nothing else."""
+        if self._commands is None:
+            return
+        if client.protocol == MQTTProtocolVersion.MQTTv5:
+            options = SubscribeOptions(1, noLocal=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+            _, self._commands_mid = client.subscribe([(self._commands, options)])
+        else:
+            _, self._commands_mid = client.subscribe(self._commands, 1)
+
+    def _note_commands(self, reason: ReasonCode) -> None:
+        """The broker has answered; from here on a command is one of now."""
+        self._receiver.end_backlog()
+        if reason.is_failure:
+            detail = f"the broker refuses the subscription to {self._commands}: {reason}"
+            self._sparing.event(logging.ERROR, "no commands by MQTT", per=detail, reason=detail)
+        else:
+            event(log, logging.INFO, "commands are taken", topic=self._commands)
+
     def _take_over(self, client: Client) -> None:
         """Publish again what the other version's client had not seen confirmed."""
         for other in self._clients.values():
@@ -569,11 +592,16 @@ class MqttLink:
         self._publish_now(client, self._status_topic, ONLINE, 1, True)
         if self._unwanted and flags.session_present:
             client.unsubscribe(self._unwanted)
+        self._subscribe_to_commands(client)
         self._subscribe(client)
 
     def _on_subscribe(
-        self, _client: Client, _userdata: object, _mid: int, reasons: list[ReasonCode], _properties: Properties | None
+        self, _client: Client, _userdata: object, mid: int, reasons: list[ReasonCode], _properties: Properties | None
     ) -> None:
+        if mid == self._commands_mid and reasons:
+            self._commands_mid = None
+            self._note_commands(reasons[0])
+            return
         session = self._status.is_session_present
         refused = [f"{f}: {reason}" for f, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
         if refused or len(reasons) != len(self._filters):
@@ -647,18 +675,32 @@ class Linger:
 class Receiver:
     """Messages out of a connection, in the fast way or in paho's own; both give the same (tests/test_receiver.py)."""
 
-    def __init__(self, max_packet_bytes: int, clock: Clock, is_fast: bool) -> None:
+    def __init__(self, max_packet_bytes: int, clock: Clock, is_fast: bool, commands: str | None = None) -> None:
+        """`commands`: a topic on which what the broker has kept is told from what is new."""
         self._reader = PublishReader(max_packet_bytes, _is_valid_properties)
         self._clock = clock
         self._is_fast = is_fast
         self._connection = 0
         self._batch: list[Message] = []
+        self._commands = commands
+        self._is_backlog = commands is not None
 
     def begin(self, connection: int, is_v5: bool) -> None:
         """A new connection; what is left of the old one is void."""
         self._connection = connection
         self._reader.begin(connection, is_v5)
         self._batch = []
+        self._is_backlog = self._commands is not None
+
+    def end_backlog(self) -> None:
+        """What comes on the topic of commands from here on was published while we listened."""
+        self._mark_kept()
+        self._is_backlog = False
+
+    def _mark_kept(self) -> None:
+        """A command that the session has kept is as old as a retained one."""
+        if self._is_backlog:
+            self._batch = [m._replace(retain=True) if m.topic == self._commands else m for m in self._batch]
 
     def receive(self, client: PahoClient, wire: Wire) -> list[Message]:
         """What has come, in its order; paho deals with all other packets meanwhile, and may close."""
@@ -666,6 +708,7 @@ class Receiver:
             self._receive_fast(client, wire)
         else:
             self._receive_slowly(client, wire)
+        self._mark_kept()
         batch, self._batch = self._batch, []
         return batch
 

@@ -9,7 +9,8 @@ import msgspec
 
 from streamer.alarms import Change
 from streamer.readings import Alarm
-from streamer.topics import output_topic
+from streamer.requests import Result
+from streamer.topics import output_topic, result_topic
 
 
 class Outgoing(NamedTuple):
@@ -42,6 +43,11 @@ def series_state(
 def no_series_state(instance: str, key: str) -> Outgoing:
     """Takes a retained state back: an empty retained message (MQTT 5, section 3.3.1.3)."""
     return Outgoing(output_topic(instance, "series", key), b"", retain=True)
+
+
+def command_result(instance: str, result: Result) -> Outgoing:
+    """`command/result`: what has become of a command."""
+    return Outgoing(result_topic(instance), msgspec.json.encode(result), retain=False)
 
 
 def topic_of(alarm: Alarm) -> str:

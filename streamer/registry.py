@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamer.readings import Int32
 
@@ -129,6 +130,11 @@ class Registry:
     def find(self, key: str) -> int | None:
         """The slot of a key, None where it is unknown; lets nothing in."""
         return self._slots.get(key)
+
+    def of_device(self, device_key: str) -> NDArray[np.intp]:
+        """The slots of a device's series `(m,)`; none where it is unknown."""
+        number = self._device_numbers.get(device_key)
+        return np.flatnonzero(self.devices == number) if number is not None else np.empty(0, np.intp)
 
     def key(self, slot: int) -> str:
         """The key that holds a slot, empty for a free one."""

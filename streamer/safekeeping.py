@@ -109,6 +109,15 @@ class Safekeeping:
         """So much waits for the disk that nothing more must be taken."""
         return self.pending_bytes >= self._max_pending_bytes
 
+    @property
+    def end(self) -> int:
+        """The position of the next record."""
+        return 0 if self._journal is None else self._journal.end
+
+    def is_kept(self, end: int) -> bool:
+        """A start would find all records below this position, as far as there is a journal."""
+        return self._journal is None or (self._journal.durable >= end and not self._owes_snapshot())
+
     def trouble(self, monotonic: float) -> str | None:
         """Why nothing is acknowledged, None while all is well. Any thread may ask."""
         return self.disk_trouble(monotonic) or (OWED if self._owes_snapshot() else None)

@@ -199,6 +199,11 @@ class Mqtt(_Table):
         lower=0,
         upper=2,
     )
+    commands: bool = _set(
+        False,
+        "Obey pause, resume and mark-normal on `streamer/<instance>/command`. Whoever may publish there can silence "
+        "alarms: switch it on only where the broker's access control says who may.",
+    )
     keep_alive_seconds: int = _set(
         30, "After this long without a packet each side asks whether the other lives.", lower=5, upper=65_535, unit="s"
     )

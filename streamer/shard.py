@@ -17,7 +17,7 @@ from models.weights import Weights
 from streamer.alarms import Change, Note, SavedSilence, SavedValue, SilenceAlarms, ValueAlarms
 from streamer.clock import Cadence
 from streamer.detector import DIFFERENT_SECONDS, Detector, no_scores, waves
-from streamer.readings import Alarm, Batch, Flag, Float64, Int32, Scores, Unscored
+from streamer.readings import Alarm, Batch, Bool, Flag, Float64, Int32, Scores, Unscored
 from streamer.records import Abnormal
 from streamer.registry import FREE, Registry, RegistryState
 from streamer.reorder import Reorder
@@ -207,7 +207,7 @@ class Shard:
         is_paused = self.pauses[batch.slot] == PAUSED
         if is_paused.any():
             scores.unscored[is_paused] = Unscored.PAUSED
-            self._pass_over(batch[np.flatnonzero(is_paused)], arrivals[is_paused])
+            self._pass_over(batch[np.flatnonzero(is_paused)], None if is_heard else arrivals[is_paused])
         scored = np.flatnonzero(~is_paused)
         for among in waves(batch.slot[scored]):
             rows = scored[among]
@@ -227,11 +227,15 @@ class Shard:
             strictness[rows[wave.rows]] = wave.strictness
         return Outcome(scores, strictness, self.value_alarms.settle(notes) + heard)
 
-    def _pass_over(self, batch: Batch, arrivals: Float64) -> None:
-        """Readings of paused series, in their order: that they have come is all that is learned from them."""
+    def _pass_over(self, batch: Batch, arrivals: Float64 | None) -> None:
+        """Readings of paused series, in their order: that they have come is all that is learned from them.
+
+        `arrivals` None: that is known already.
+        """
         slots, last = np.unique(batch.slot[::-1].astype(np.intp), return_index=True)
         self.detector.show_value(slots, batch.value[::-1][last])
-        self.cadence.hear(slots, arrivals[::-1][last])
+        if arrivals is not None:
+            self.cadence.hear(slots, arrivals[::-1][last])
 
     def _observe(self, slots: NDArray[np.intp], elapsed: Float64, arrival: Float64) -> None:
         """`slots` (unique) have reported in order, `elapsed` seconds of event time after their last reading."""
@@ -279,10 +283,20 @@ class Shard:
         """The slots of the series that are in maintenance."""
         return np.flatnonzero(self.pauses[: self.registry.rows] == PAUSED)
 
+    def is_paused(self, slots: NDArray[np.intp]) -> Bool:
+        """Per slot: it is in maintenance."""
+        is_paused: Bool = self.pauses[slots] == PAUSED
+        return is_paused
+
+    def is_in_alarm(self, slots: NDArray[np.intp]) -> Bool:
+        """Per slot: it belongs to an open alarm of any kind."""
+        return self.value_alarms.is_open(self._capacity)[slots] | self.silence_alarms.is_silent(slots)
+
     def pause(self, slots: NDArray[np.intp], now: float) -> list[Change]:
         """These series (unique) are in maintenance: nothing is scored, learned or missed; their alarms close."""
         self._keep(slots)
         self.pauses[slots] = PAUSED
+        self.detector.show_value(slots, self.detector.latest[slots, 1])
         changes, ends = self.value_alarms.take_out(slots, "paused")
         for end in ends:
             self.detector.calibration.put_back(end.slot, end.kept, end.peak_views)

@@ -3,6 +3,9 @@
 streamer/<instance>/status          online | offline, retained
 streamer/<instance>/alarm/<key>     events
 streamer/<instance>/series/<key>    state, retained
+streamer/<instance>/command/result  what has become of a command
+
+And the one that it may listen to: streamer/<instance>/command.
 """
 
 from __future__ import annotations
@@ -31,6 +34,16 @@ def own_prefix(instance: str) -> str:
 def status_topic(instance: str) -> str:
     """Where the instance says that it is online; the broker says there that it is not."""
     return own_prefix(instance) + "status"
+
+
+def command_topic(instance: str) -> str:
+    """Where commands are published, if `mqtt.commands` is on."""
+    return own_prefix(instance) + "command"
+
+
+def result_topic(instance: str) -> str:
+    """Where the instance says what has become of them."""
+    return command_topic(instance) + "/result"
 
 
 def output_topic(instance: str, kind: str, key: str) -> str:

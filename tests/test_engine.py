@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 from models.weights import ForecasterConfig, Weights
 from streamer.clock import ManualClock
 from streamer.engine import (
+    COMMANDS_A_SECOND,
     FIRST_BATCH,
     IDLE_SECONDS,
     LARGEST_VALUE,
     MAX_BATCH,
     MESSAGE_REJECTIONS,
+    MOST_COMMANDS,
     READING_REJECTIONS,
     STALE_SECONDS,
     STUCK_SECONDS,
@@ -32,6 +35,7 @@ from streamer.outbox import Outgoing
 from streamer.payloads import Decoder, Rejection
 from streamer.readings import Alarm, Batch, Float64, Message
 from streamer.registry import Registry
+from streamer.requests import MOST_BYTES, MarkNormal, Pause, Result, Resume
 from streamer.shard import Outcome, Shard, State
 from tests import scrapes
 from tests.scrapes import Numbers, total
@@ -106,6 +110,7 @@ class Bench:
             snapshot_seconds=snapshot_seconds,
             silent=silent,
             publish_series=publish_series,
+            takes_commands=True,
         )
         self.metrics.watch_series(lambda: self.engine.table)
 
@@ -158,6 +163,11 @@ class Bench:
     def events(self) -> list[dict[str, object]]:
         """What was said of alarms, oldest first."""
         return [json.loads(message.payload) for message in self.published if "/alarm/" in message.topic]
+
+    def results(self) -> list[Result]:
+        """What was said of commands by MQTT, oldest first."""
+        said = [each.payload for each in self.published if each.topic == "streamer/gate/command/result"]
+        return [msgspec.json.decode(payload, type=Result) for payload in said]
 
     def states(self, topic: str) -> list[bytes]:
         """The retained states of a series, oldest first."""
@@ -1066,3 +1076,153 @@ def test_what_is_not_told_yet_is_not_remembered_as_told() -> None:
     second.turn()
     assert not second.events()
     assert not second.times_remembered
+
+
+# --- Commands ---
+
+COMMAND = "streamer/gate/command"
+IDS = st.text(max_size=3)
+
+
+def test_a_command_is_done_between_two_turns_and_counted() -> None:
+    """By the key of a series or of a device; what it does not concern goes on."""
+    bench = Bench()
+    bench.turn(bench.say("plant/a", '{"t": 1.0, "p": 2.0}'), bench.say("plant/b", "3"))
+    paused = bench.engine.command(Pause(key="plant/a#*", id="x"))
+    assert not paused.done()
+    bench.clock.advance(7.0)
+    bench.turn(bench.say("plant/a", '{"t": 1.0, "p": 2.0}'), bench.say("plant/b", "3"))
+    assert paused.result(0) == Result(True, "2 series paused", "x", "pause", "plant/a#*", 2)
+    numbers = bench.numbers()
+    assert numbers["series_paused", ""] == numbers["readings_unscored_total", "paused"] == 2
+    resumed = [bench.engine.command(Resume(key=key)) for key in ("plant/a#t", "plant/a#t", "plant/b", "plant")]
+    bench.turn()
+    assert [(f.result(0).done, f.result(0).series) for f in resumed] == [(True, 1), (True, 0), (True, 0), (False, 0)]
+    numbers = bench.numbers()
+    assert [numbers["commands_total", what] for what in ("done", "refused")] == [4, 1]
+    assert numbers["series_paused", ""] == 1
+
+
+def test_an_alarm_that_a_command_ends_is_told_as_closed() -> None:
+    """With the reason, and its state is taken back."""
+    for command, reason in ((Pause(key="plant/a"), "paused"), (MarkNormal(key="plant/a#*"), "marked normal")):
+        bench = Bench(weights=shipped_weights())
+        bench.report("plant/a", [*noise(60), 900.0, 901.0])
+        assert [event["event"] for event in bench.events()] == ["opened"]
+        bench.engine.command(command)
+        bench.turn()
+        assert [(event["event"], event["reason"]) for event in bench.events()[1:]] == [("closed", reason)]
+        assert bench.states("plant/a")[-1] == b""
+        assert bench.numbers()["alarms_closed_total", "value"] == 1
+        assert bench.engine.alarms == []
+
+
+def test_an_alarm_of_the_last_run_is_told_before_a_command_ends_it() -> None:
+    """Also while there is no broker yet: else whoever listens would hear of it last that it is open."""
+    before = Bench(weights=shipped_weights())
+    before.report("plant/a", [*noise(60), 900.0])
+    bench = Bench(weights=shipped_weights(), start=before.clock.now())
+    bench.shard.restore(before.shard.export())
+    bench.engine.close_lost([])
+    bench.is_hearing = False
+    bench.engine.command(Pause(key="plant/a"))
+    bench.turn()
+    assert [event["event"] for event in bench.events()] == ["opened", "closed"]
+
+
+def test_of_a_device_that_is_marked_normal_only_what_is_in_an_alarm_begins_anew() -> None:
+    """If nothing is, the whole device does not: it is refused."""
+    bench = Bench(weights=shipped_weights())
+    quiet = bench.engine.command(MarkNormal(key="plant/a"))
+    for k, value in enumerate(noise(60)):
+        bench.clock.advance(7.0)
+        bench.turn(bench.say("plant/a", json.dumps({"t": value + 900.0 * (k == 59), "p": value})))
+    refused, done = bench.engine.command(MarkNormal(key="plant/b#*")), bench.engine.command(MarkNormal(key="plant/a"))
+    again = bench.engine.command(MarkNormal(key="plant/a"))
+    bench.turn()
+    assert [f.result(0).series for f in (quiet, refused, done, again)] == [0, 0, 1, 0]
+    assert "no series of this device is in an alarm" in again.result(0).detail
+    assert bench.shard.warming() == 1
+
+
+def test_what_shows_of_a_paused_series_is_its_value_alone() -> None:
+    """In the metrics, and with `publish_series = all` in its state."""
+    bench = Bench(publish_series="all")
+    bench.metrics.show_series("all", 0)
+    bench.report("plant/a", noise(40).tolist())
+    assert 'streamer_anomaly_score{topic="plant/a"' in bench.metrics.render("")[0].decode()
+    bench.engine.command(Pause(key="plant/a"))
+    bench.report("plant/a", [55.0])
+    text = bench.metrics.render("")[0].decode()
+    assert 'streamer_anomaly_score{topic="plant/a"' not in text
+    assert 'streamer_y{topic="plant/a",field=""} 55' in text
+    assert json.loads(bench.states("plant/a")[-1])["state"] == "paused"
+
+
+def test_a_command_by_mqtt_is_answered_by_mqtt() -> None:
+    """With its id; it acts ahead of the readings of its turn, and is no reading and no rejection."""
+    bench = Bench()
+    bench.turn(bench.say("plant/a", "1"))
+    bench.clock.advance(7.0)
+    command = bench.say(COMMAND, '{"command": "pause", "key": "plant/a", "id": "n7"}')
+    bench.turn(bench.say("plant/a", "1"), command)
+    assert bench.results() == [Result(True, "1 series paused", "n7", "pause", "plant/a", 1)]
+    numbers = bench.numbers()
+    assert numbers["readings_unscored_total", "paused"] == numbers["messages_ignored_total", ""] == 1
+    assert len(bench.acknowledged) == 3
+
+
+def test_the_same_command_twice_is_one() -> None:
+    """From a broker for which two of our subscriptions match, or that has not seen the acknowledgement."""
+    bench = Bench()
+    bench.turn(bench.say("plant/a", "1"))
+    command = bench.say(COMMAND, '{"command": "mark-normal", "key": "plant/a"}')
+    bench.turn(command, command)
+    bench.clock.advance(60.0)
+    bench.turn(command._replace(dup=True, retain=True, arrival=bench.clock.now()))
+    assert len(bench.results()) == 1
+    bench.turn(command._replace(arrival=bench.clock.now()))
+    assert len(bench.results()) == 2
+
+
+def test_a_command_that_the_broker_had_kept_is_refused() -> None:
+    """Nobody knows how old it is."""
+    bench = Bench()
+    bench.turn(bench.say("plant/a", "1"))
+    bench.turn(bench.say(COMMAND, '{"command": "pause", "key": "plant/a", "id": "old"}', retain=True))
+    (result,) = bench.results()
+    assert (result.done, result.id) == (False, "old")
+    assert "the broker had kept this command" in result.detail
+    assert not len(bench.shard.paused())
+
+
+@given(st.one_of(st.binary(max_size=60), st.dictionaries(IDS, IDS | st.integers()).map(msgspec.json.encode)))
+@settings(max_examples=60, deadline=None)
+def test_what_is_no_command_is_answered_and_counted(payload: bytes) -> None:
+    """Whatever it is; nothing happens."""
+    bench = Bench()
+    bench.turn(bench.say("plant/a", "1"))
+    bench.turn(bench.say(COMMAND, payload))
+    (result,) = bench.results()
+    assert (result.done, result.series) == (False, 0)
+    assert "expected" in result.detail
+    assert bench.numbers()["commands_total", "refused"] == 1
+
+
+def test_commands_are_bounded_in_size_and_number() -> None:
+    """What is too much a second is counted and not answered, or answers would be a flood too."""
+    bench = Bench()
+    bench.turn(bench.say("plant/a", "1"))
+    huge = json.dumps({"command": "pause", "key": "plant/a", "id": "x" * MOST_BYTES})
+    bench.turn(bench.say(COMMAND, huge))
+    assert "expected at most" in bench.results()[0].detail
+    bench.clock.advance(2.0)
+    bench.turn()
+    keys = [json.dumps({"command": "pause", "key": f"no/{k}"}) for k in range(5 * COMMANDS_A_SECOND)]
+    bench.turn(*(bench.say(COMMAND, key) for key in keys))
+    assert len(bench.results()) == 1 + COMMANDS_A_SECOND
+    assert bench.numbers()["commands_total", "refused"] == 1 + 5 * COMMANDS_A_SECOND
+    futures = [bench.engine.command(Pause(key="plant/a")) for _ in range(MOST_COMMANDS + 1)]
+    assert [future.done() for future in futures] == [False] * MOST_COMMANDS + [True]
+    bench.turn()
+    assert all(future.done() for future in futures)

@@ -10,11 +10,14 @@ import pytest
 
 from models.weights import ForecasterConfig
 from streamer import snapshot
+from streamer.disk import DiskFiles
 from streamer.errors import StateError
 from streamer.inspection import Inspection, inspect
+from streamer.journal import Journal
+from streamer.records import Paused
 from streamer.statedir import StateDirectory
 from tests.states import KEYS, SERIES, flip, flip_group, make_state, new_shard, snapshots
-from tests.streams import random_weights
+from tests.streams import START, random_weights
 
 
 def look(directory: Path) -> Inspection:
@@ -39,6 +42,21 @@ def test_it_says_what_is_there(tmp_path: Path) -> None:
     assert (found.journal_first, found.journal_end, found.journal_replayed) == (0, 41, 20 * SERIES)
     assert (found.problems, found.alarms, found.in_use_by, found.left_behind) == ([], [], None, None)
     assert found.summary()["journal"] == "records 0 to 40"
+
+
+def test_it_names_the_series_that_are_paused(tmp_path: Path) -> None:
+    """Those that a start would leave paused; it is another state."""
+    make_state(tmp_path / "a")
+    before = look(tmp_path / "a")
+    journal = Journal(DiskFiles(tmp_path / "a" / "journal"), lambda: START)
+    journal.open()
+    journal.append(Paused([1, 3], START))
+    journal.sync()
+    journal.close()
+    found = look(tmp_path / "a")
+    assert (before.paused, found.paused) == ([], [KEYS[1], KEYS[3]])
+    assert found.summary()["paused"] == f"{KEYS[1]}, {KEYS[3]}"
+    assert found.sha256 != before.sha256
 
 
 def test_the_digests_do_not_depend_on_the_files(tmp_path: Path) -> None:

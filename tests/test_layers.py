@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"__init__", "errors", "exposition", "log", "metrics", "places", "readings", "settings", "signals", "topics"},
     {"alarms", "baseline", "clock", "detector", "disk", "generations", "inbox", "inspection", "journal", "outbox"}
-    | {"payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "safekeeping", "shard"}
-    | {"shadow", "snapshot", "statedir"}
+    | {"payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "requests", "safekeeping"}
+    | {"shadow", "shard", "snapshot", "statedir"}
     | {"endings", "packets", "wire"},  # what mqtt is made of
     {"diskthread", "engine", "replay", "report", "retraining"},
     {"probe", "wiring"},

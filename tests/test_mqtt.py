@@ -21,6 +21,7 @@ from streamer.readings import Message
 from streamer.topics import is_own_output
 from streamer.wire import Wire, tls_context
 from tests.conftest import StartBroker
+from tests.end_to_end.daemon import client, send
 from tests.fake_broker import FakeBroker, Peer, connack, publish, suback
 from tests.proxy import Proxy
 from tests.servers import Certificates
@@ -50,6 +51,7 @@ class Options(TypedDict, total=False):
     max_packet_bytes: int
     outgoing_bytes: int
     unwanted: list[str]
+    commands: str
     fast: bool
 
 
@@ -652,6 +654,74 @@ def test_filters_of_an_earlier_run_are_taken_back(
     sender.link.publish("plant/1", b"2")
     linked.wait_payload("plant/1", b"2")
     assert linked.payloads("hall/1") == []
+
+
+COMMAND = "streamer/test/command"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_command_of_now_is_told_from_one_that_was_kept(
+    mosquitto: StartBroker, link: StartLink, protocol: str, fast: bool
+) -> None:
+    """What the session has kept while we were away comes as retained, in its place among readings that do not."""
+    server = mosquitto()
+    options: Options = {"filters": ["plant/#"], "commands": COMMAND, "protocol": protocol, "fast": fast}
+    before = link(server.port, **options)
+    before.wait_subscribed()
+    with client(server) as sender:
+        send(sender, COMMAND, b"now")
+        (live,) = before.wait_messages(1)
+        assert (live.topic, live.payload, live.qos, live.retain) == (COMMAND, b"now", 1, False)
+        before.link.ack([live])
+        before.link.stop(SECONDS)
+        send(sender, "plant/1", b"1")
+        send(sender, COMMAND, b"missed")
+        linked = link(server.port, **options)
+        linked.wait_subscribed()
+        send(sender, COMMAND, b"again")
+        linked.wait_payload(COMMAND, b"again")
+    kept = {message.payload: message.retain for message in linked.messages}
+    assert kept == {b"1": False, b"missed": True, b"again": False}
+
+
+@pytest.mark.parametrize("level", [4, 5])
+def test_a_refused_subscription_to_commands_harms_nothing(
+    link: StartLink, caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    """The filters are granted, and that is what readiness asks for; it is said why no command will come."""
+
+    def behave(peer: Peer) -> None:
+        peer.read_until(0x10)
+        peer.send(connack(peer.level))
+        for code in (0x80 if level == 4 else 0x87, 1):
+            mid = int.from_bytes(peer.read_until(0x82)[:2], "big")
+            peer.send(suback(level, mid, code))
+        peer.stay()
+
+    with FakeBroker(behave) as fake:
+        protocol = "5" if level == 5 else "3.1.1"
+        linked = link(fake.port, protocol=protocol, filters=["plant/#"], commands=COMMAND)
+        linked.wait_subscribed()
+        assert "no commands by MQTT" in caplog.text
+
+
+def test_a_topic_of_commands_that_is_no_longer_wanted_is_taken_back(
+    mosquitto: StartBroker, link: StartLink, observer: Callable[[int], Linked]
+) -> None:
+    """Switched off, it is off at the broker too; one that is wanted is not taken back, whatever an earlier run had."""
+    server = mosquitto()
+    sender = observer(server.port)
+    for commands, expected in ((COMMAND, [b"1"]), (None, [])):
+        options: Options = {"filters": ["plant/#"], "unwanted": [COMMAND, "plant/#"]}
+        linked = link(server.port, **options, **({"commands": commands} if commands else {}))
+        linked.wait_subscribed()
+        sender.link.publish(COMMAND, b"1")
+        sender.link.publish("plant/1", b"2")
+        linked.wait_payload("plant/1", b"2")
+        assert linked.payloads(COMMAND) == expected
+        linked.link.ack(linked.messages)
+        linked.link.stop(SECONDS)
 
 
 # --- Messages out ---

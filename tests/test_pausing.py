@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 from models.features import Narrow
 from streamer.alarms import Change
-from streamer.readings import Float64, Unscored
+from streamer.clock import ManualClock
+from streamer.readings import Float64, Message, Unscored
 from streamer.records import Abnormal
+from streamer.recovery import Recovered, replay
+from streamer.redelivery import Redelivery
+from streamer.registry import Registry
+from streamer.requests import Command, MarkNormal, Pause, Resume
 from streamer.shard import Shard, State
-from tests.streams import START, batch, new_shard, noise
-from tests.test_shard import through_json
+from tests.crashfs import CrashFiles
+from tests.streams import START, batch, new_shard, noise, shipped_weights
+from tests.test_eviction import kill_at
+from tests.test_safekeeping import Broker, Daemon, Killed, Snapshot
+from tests.test_shard import same, through_json
 
 FIELDS = ["plant/a#t", "plant/a#p", "plant/b"]
 CADENCE = 10.0
@@ -271,3 +286,154 @@ def test_marking_normal_is_no_flood_of_alarms() -> None:
         changes = shard.process(batch(np.arange(count), START + CADENCE * k, values[:, k]), START).changes
         opened += sum(each.what == "opened" for each in changes) if k >= 230 else 0
     assert opened <= 1
+
+
+# --- Commands among readings, and kills ---
+
+SOME = ["plant/0", "plant/1", "plant/2"]
+WORDS: dict[str, Callable[[str], Command]] = {
+    "pause": lambda key: Pause(key=key),
+    "resume": lambda key: Resume(key=key),
+    "mark-normal": lambda key: MarkNormal(key=key),
+}
+
+
+def some_shard() -> Shard:
+    return Shard(Registry(len(SOME), 1e9, 1e9), shipped_weights(), len(SOME), budget_per_series_month=1e4)
+
+
+@cache
+def warm_state() -> State:
+    """Series that have verdicts and a cadence, so that a few odd readings or a short silence are an alarm."""
+    shard = some_shard()
+    shard.registry.resolve(SOME, START)
+    for k in range(60):
+        at = START + 7.0 * (k - 60)
+        shard.process(batch([0, 1, 2], at, noise(3, k)), at)
+    return through_json(shard.export())
+
+
+def start(files: CrashFiles, broker: Broker, clock: ManualClock, saved: Snapshot | None) -> Daemon:
+    saved = saved or Snapshot(warm_state(), Redelivery().state(), 0)
+    return Daemon(files, broker, clock, saved, make=some_shard)
+
+
+def assert_is_what_the_journal_says(daemon: Daemon) -> Recovered:
+    twin = some_shard()
+    twin.restore(warm_state())
+    found = replay(daemon.journal.read(0), 0, twin, Redelivery())
+    same(daemon.shard.export(), twin.export())
+    assert twin.open_alarms() == daemon.shard.open_alarms()
+    return found
+
+
+TURNS = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(SOME), max_size=5) | st.sampled_from([[key] * 12 for key in SOME]),
+        st.sampled_from([20.0, 20.0, 900.0]),  # what they report
+        st.sampled_from([7.0, 7.0, 7.0, 100.0]),  # after how long
+        st.lists(st.tuples(st.sampled_from(sorted(WORDS)), st.sampled_from([*SOME, "plant/3"])), max_size=2),
+        st.sampled_from(["", "", "", "SIGKILL", "power cut", "in the middle", "snapshot"]),
+    ),
+    min_size=5,
+    max_size=30,
+)
+
+
+@given(TURNS, st.integers(0, 2**32))
+@settings(max_examples=20, deadline=None)
+def test_any_order_of_readings_commands_and_kills_gives_the_state_that_the_journal_says(
+    turns: list[tuple[list[str], float, float, list[tuple[str, str]], str]], seed: int
+) -> None:
+    """What a result has said is so after the kill; and every series that has left an alarm is told as abnormal."""
+    rng, files, clock, broker = random.Random(seed), CrashFiles(), ManualClock(START), Broker()
+    daemon = start(files, broker, clock, None)
+    is_paused = dict.fromkeys(SOME, False)
+
+    def paused() -> dict[str, bool]:
+        slots = daemon.shard.paused().tolist()
+        return {key: daemon.shard.registry.find(key) in slots for key in SOME}
+
+    for who, level, seconds, commands, what in turns:
+        clock.advance(seconds)
+        readings = [b"%f" % rng.gauss(level, 1.0) for _ in who]
+        daemon.receive(
+            [Message(key, value, 0, 0, False, clock.now()) for key, value in zip(who, readings, strict=True)]
+        )
+        asked = [(word, key, daemon.engine.command(WORDS[word](key))) for word, key in commands]
+        if what == "in the middle":
+            files.step = kill_at(rng.randrange(1, 8))
+        is_killed = what in ("SIGKILL", "power cut")
+        try:
+            daemon.turn()
+        except Killed:
+            is_killed = True
+        files.step = lambda: None
+        answers = [(word, key, future.result().done) for word, key, future in asked if future.done()]
+        is_paused |= {key: word == "pause" for word, key, done in answers if done and word != "mark-normal"}
+        if what == "snapshot":
+            daemon.save(daemon.shard)
+            daemon.engine._safekeeping.begin_anew()
+        if is_killed:
+            files = files.one_after_power_cut(rng) if what == "power cut" else files
+            daemon = start(files, broker, clock, daemon.saved)
+            assert_is_what_the_journal_says(daemon)
+            unanswered = {key for _, key, future in asked if not future.done()}
+            assert {k: v for k, v in paused().items() if k not in unanswered} == {
+                k: v for k, v in is_paused.items() if k not in unanswered
+            }
+            is_paused = paused()
+        else:
+            assert len(answers) == len(asked)
+    daemon.turn()
+    daemon.turn()
+    assert paused() == is_paused
+    found = assert_is_what_the_journal_says(daemon)
+    assert found.abnormal == ()
+    spans = [record for _, record in daemon.journal.read(0) if isinstance(record, Abnormal)]
+    assert all(START - 420.0 <= span.since <= span.until <= clock.now() for span in spans)
+    reasons = {alarm.reason for alarm in found.closed.values() if alarm.kind == "value"}
+    event(f"spans {min(len(spans), 2)}, closed {sorted(map(str, reasons))}")
+
+
+@pytest.mark.parametrize("is_power_cut", [False, True], ids=["SIGKILL", "power cut"])
+def test_a_command_whose_result_was_told_is_kept_whatever_step_is_the_last(is_power_cut: bool) -> None:
+    """A kill at each step of the disk in the turn that obeys it, and behind it."""
+    told = 0
+    for nth in range(1, 12):
+        files, clock, broker = CrashFiles(), ManualClock(START), Broker()
+        daemon = start(files, broker, clock, None)
+        daemon.turn()
+        future = daemon.engine.command(Pause(key="plant/1"))
+        files.step = kill_at(nth)
+        with contextlib.suppress(Killed):
+            daemon.turn()
+        files.step = lambda: None
+        files = files.one_after_power_cut(random.Random(nth)) if is_power_cut else files
+        daemon = start(files, broker, clock, daemon.saved)
+        assert_is_what_the_journal_says(daemon)
+        told += future.done()
+        assert not future.done() or daemon.shard.paused().tolist() == [1]
+    assert 0 < told < 11
+
+
+def test_no_result_is_told_before_the_disk_has_the_command() -> None:
+    """On a full disk it acts and is not told; at the end it is told as not done."""
+    files, clock, broker = CrashFiles(), ManualClock(START), Broker()
+    daemon = start(files, broker, clock, None)
+    daemon.turn()
+    files.room_bytes = 0
+    first, second = daemon.engine.command(Pause(key="plant/1")), daemon.engine.command(Pause(key="plant/2"))
+    daemon.turn()
+    assert not first.done()
+    files.room_bytes = None
+    daemon.turn()
+    assert (first.result(0).done, second.result(0).done) == (True, True)
+    files.room_bytes = 0
+    last = daemon.engine.command(Resume(key="plant/1"))
+    daemon.turn()
+    unheard = daemon.engine.command(Resume(key="plant/2"))
+    daemon.engine._answer_last()
+    assert [(each.result(0).done, "stopped before" in each.result(0).detail) for each in (last, unheard)] == [
+        (False, True)
+    ] * 2

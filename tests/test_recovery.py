@@ -21,6 +21,7 @@ from streamer.records import (
     Evicted,
     Group,
     Heard,
+    Lateness,
     Listening,
     MarkedNormal,
     Paused,
@@ -187,6 +188,33 @@ def test_series_that_come_back_from_silence_come_back_one_by_one() -> None:
     assert len(closed) == 2
     assert found.closed == closed
     same(replayed.export(), live.export())
+
+
+def test_a_pause_among_readings_that_wait_is_repeated() -> None:
+    """What came before it and goes on in it, what came in it and goes on behind it, in groups that a replay merges."""
+    rng = np.random.default_rng(2)
+    records: list[Record] = [Lateness(40.0), Listening(START), Budget(1.0)]
+    records.append(Admitted([0, 1], ["a", "b"], ["a", "b"], 50.0, START))
+    for n in range(150):
+        group = single(n % 2, START + 10.0 * n)
+        group.batch.time[:] -= rng.choice([0.0, 0.0, 15.0, 35.0])
+        records.append(group)
+        if n in (60, 100):
+            records.append(Paused([0], START + 10.0 * n))
+        if n in (80, 103):
+            records.append(Resumed([0], START + 10.0 * n))
+    records.append(Swept(START + 1800.0))
+    live, replayed = new_shard(per_minute=600.0, burst=100.0), new_shard(per_minute=600.0, burst=100.0)
+    for record in records:
+        apply(record, live, Redelivery())
+        if record == Paused([0], START + 600.0):
+            heard = live.cadence.arrival(1)[0]
+        elif isinstance(record, Group) and 60 < (record.arrival[0] - START) / 10.0 < 80:
+            assert live.cadence.arrival(1)[0] >= heard
+            heard = live.cadence.arrival(1)[0]
+    replay(enumerate(records), 0, replayed, Redelivery())
+    same(replayed.export(), live.export())
+    assert live.open_alarms()
 
 
 def test_what_was_abnormal_in_a_replay_is_told_unless_the_journal_says_it() -> None:

@@ -144,6 +144,7 @@ class Daemon:
             patience_seconds=0.02,
             rebuilt_rows=2,
         )
+        self.engine.add_abnormal(recovered.abnormal)
         self.receive(broker.connect())
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
