@@ -33,8 +33,18 @@ from streamer.payloads import Rejection
 from streamer.readings import Alarm, Message
 from streamer.redelivery import Redelivery
 from streamer.registry import Registry
-from streamer.requests import RequestFiles, Result, id_in, read
-from streamer.retraining.manager import Retraining, Serving, Terms
+from streamer.requests import (
+    ModelCommand,
+    Promote,
+    RequestFiles,
+    Result,
+    Rollback,
+    Train,
+    id_in,
+    name_of,
+    read_file,
+)
+from streamer.retraining.manager import Refused, Retraining, Serving, Terms
 from streamer.retraining.policy import Plan
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
@@ -243,7 +253,11 @@ class App:
         try:
             for request, payload in self._requests.take(self._clock.now()):
                 try:
-                    self._asked[request] = self.engine.command(read(payload))
+                    command = read_file(payload)
+                    if isinstance(command, ModelCommand):
+                        self._requests.answer(request, self._obey(command))
+                    else:
+                        self._asked[request] = self.engine.command(command)
                 except ValueError as error:
                     self.metrics.add("commands_total", 1, "refused")
                     self._requests.answer(request, Result(False, str(error), id_in(payload)))
@@ -251,6 +265,27 @@ class App:
             self._sparing.event(logging.WARNING, "requests not read", per="requests", reason=str(error))
         self._answer_requests()
         return bool(self._asked)
+
+    def _obey(self, command: ModelCommand) -> Result:
+        """What is about the weights."""
+        done, retraining = False, self._retraining
+        if retraining is None:
+            detail = "state.durability is not journal: there are no readings to train on, and no generations"
+        else:
+            try:
+                match command:
+                    case Train():
+                        detail = retraining.train()
+                    case Promote():
+                        detail = retraining.promote(command.generation)
+                    case Rollback():
+                        detail = retraining.rollback()
+                done = True
+            except Refused as refusal:
+                detail = str(refusal)
+        self.metrics.add("commands_total", 1, "done" if done else "refused")
+        event(log, logging.INFO, "command", by="request file", command=name_of(command), done=done, detail=detail)
+        return Result(done, detail, command.id, name_of(command))
 
     def _answer_requests(self) -> None:
         for request in [request for request, future in self._asked.items() if future.done()]:

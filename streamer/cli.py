@@ -124,18 +124,31 @@ def parser() -> argparse.ArgumentParser:
         ("resume", "Judge it again, as after a gap."),
         ("mark-normal", "Say that what a series does now is normal: its alarm closes, and it is learned anew."),
     ):
-        asked = command(name, _ask, sentence)
+        asked = command(name, _ask_about_key, sentence)
         asked.add_argument(
             "key", metavar="KEY", help="a series, as alarms name it: plant/a#temperature; or a device: plant/a#*"
         )
-        asked.add_argument(
-            "--timeout", type=_positive, default=REQUEST_SECONDS, metavar="SECONDS",
-            help=f"how long to wait for the running daemon; without it {REQUEST_SECONDS:g}",
-        )  # fmt: skip
+        _add_timeout(asked)
         _add_settings(asked)
         _add_json(asked)
 
-    train = command("train", _train, "Make weights; so far from synthetic series only, with --pretrain.")
+    weights = command("models", _models, "The weights that have served this site, or were to; and which one serves.")
+    weights.add_argument(
+        "action", choices=("ls", "show", "promote", "rollback"),
+        help="list them; show one with its verdict; let one serve; let the one serve that served before",
+    )  # fmt: skip
+    weights.add_argument("generation", metavar="N", nargs="?", type=int, help="which one to show or to promote")
+    _add_timeout(weights)
+    _add_settings(weights)
+    _add_json(weights)
+
+    train = command(
+        "train",
+        _train,
+        "Let the running daemon retrain now; with --pretrain, make weights from synthetic series.",
+    )
+    _add_timeout(train)
+    _add_settings(train)
     train.add_argument(
         "out", metavar="OUT", nargs="?", type=Path, help="the weights to write, OUT.safetensors; a manifest goes beside"
     )
@@ -168,6 +181,13 @@ def parser() -> argparse.ArgumentParser:
 
     _add_json(command("version", _version, "Print the versions of what runs."))
     return top
+
+
+def _add_timeout(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--timeout", type=_positive, default=REQUEST_SECONDS, metavar="SECONDS",
+        help=f"how long to wait for the running daemon; without it {REQUEST_SECONDS:g}",
+    )  # fmt: skip
 
 
 def _add_settings(sub: argparse.ArgumentParser) -> None:
@@ -279,21 +299,24 @@ def _state(arguments: Arguments) -> int:
     return 1 if found.problems else 0
 
 
-def _ask(arguments: Arguments) -> int:
+def _ask_about_key(arguments: Arguments) -> int:
+    return _ask(arguments, {"command": arguments.command, "key": arguments.key}, "KEY")
+
+
+def _ask(arguments: Arguments, wanted: dict[str, str | int], about: str) -> int:
     """Hands a request to the daemon that runs on the state directory, and says what has become of it."""
     settings = _settings(arguments)
     import msgspec
 
-    from streamer.requests import RequestFiles, Result, read
+    from streamer.requests import RequestFiles, Result, read_file
     from streamer.statedir import holder
 
     directory = Path(settings.state.directory)
     files, request = RequestFiles(directory), f"{time.time_ns():020d}-{os.getpid()}"
-    wanted = {"command": arguments.command, "key": arguments.key, "id": request}
     try:
-        command = read(msgspec.json.encode(wanted))
+        command = read_file(msgspec.json.encode({**wanted, "id": request}))
     except (ValueError, UnicodeEncodeError) as error:
-        raise InputError(f"KEY: {error}") from error
+        raise InputError(f"{about}: {error}") from error
     try:
         if holder(directory / "lock") is None:
             raise StateError(
@@ -324,12 +347,43 @@ def _wait_for(look: Callable[[], Result | None], seconds: float) -> Result | Non
     return result
 
 
+def _models(arguments: Arguments) -> int:
+    action, number = arguments.action, arguments.generation
+    if action == "rollback":
+        return _ask(arguments, {"command": "rollback"}, "N")
+    if action != "ls" and number is None:
+        raise InputError(f"found no N; expected `streamer models {action} N`; `streamer models ls` lists them")
+    if action == "promote":
+        return _ask(arguments, {"command": "promote", "generation": number or 0}, "N")
+    settings = _settings(arguments)
+    import msgspec
+
+    from streamer.generations import Generations, described, line
+
+    generations = Generations(Path(settings.state.directory))
+    serving = generations.serving()
+    if action == "show":
+        about = generations.about(number or 0)
+        if about is None:
+            raise InputError(f"{generations.directory}: found no generation {number}; `streamer models ls` lists them")
+        _print(msgspec.to_builtins(about) if arguments.json else described(about, serving), arguments.json)
+    elif arguments.json:
+        found = {"serving": msgspec.to_builtins(serving), "generations": msgspec.to_builtins(generations.all())}
+        _print(found, as_json=True)
+    else:
+        for each in generations.all():
+            print(line(each, serving))
+    return 0
+
+
 def _train(arguments: Arguments) -> int:
     if not arguments.pretrain:
-        raise StreamerError(
-            "found no --pretrain: a daemon's own weights cannot be retrained yet; expected "
-            "`streamer train --pretrain OUT.safetensors`, which trains base weights on synthetic series"
-        )
+        if arguments.out is not None:
+            raise InputError(
+                f"found {arguments.out} without --pretrain; expected `streamer train`, by which the running daemon "
+                "retrains, or `streamer train --pretrain OUT.safetensors`, which makes weights from synthetic series"
+            )
+        return _ask(arguments, {"command": "train"}, "train")
     if arguments.out is None:
         raise StreamerError("found no OUT; expected `streamer train --pretrain OUT.safetensors`, the weights to write")
     from models.weights import WeightsError

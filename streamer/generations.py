@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -146,6 +147,35 @@ class Generations:
 
     def _about_path(self, number: int) -> Path:
         return self.directory / f"{number:06d}.about.json"
+
+
+# --- For people ---
+
+
+def line(about: Generation, serving: Serving | None) -> str:
+    """One of a list."""
+    marks = {serving.number: "serves", serving.before: "served before"} if serving else {}
+    verdict = str(about.verdict.get("reason", ""))
+    mark = marks.get(about.number, "")
+    return f"{about.number:>4}  {_day(about.created)}  {about.origin:<7}  {mark:<13}  {verdict}".rstrip()
+
+
+def described(about: Generation, serving: Serving | None) -> dict[str, object]:
+    """All that is known of it, by name."""
+    figures = about.verdict.get("figures")
+    return {
+        "generation": about.number,
+        "SHA-256": about.sha256,
+        "origin": about.origin,
+        "created": _day(about.created),
+        "serves": serving is not None and serving.number == about.number,
+        **({"verdict": about.verdict.get("reason", "")} if about.verdict else {}),
+        **({f"  {name}": value for name, value in figures.items()} if isinstance(figures, dict) else {}),
+    }
+
+
+def _day(epoch: float) -> str:
+    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -47,7 +47,24 @@ class MarkNormal(_Command, frozen=True, tag="mark-normal"):
     key: str
 
 
+class Train(_Command, frozen=True, tag="train"):
+    """A retraining, now."""
+
+
+class Promote(_Command, frozen=True, tag="promote"):
+    """Other weights are to serve."""
+
+    generation: int
+
+
+class Rollback(_Command, frozen=True, tag="rollback"):
+    """The weights that served before are to serve."""
+
+
 Command = Pause | Resume | MarkNormal
+"""What the engine obeys."""
+ModelCommand = Train | Promote | Rollback
+"""What is about the weights; by file only: no broker decides what serves."""
 NAMES = ("pause", "resume", "mark-normal")
 
 
@@ -64,7 +81,7 @@ class Result(msgspec.Struct, frozen=True):
     """how many it was about"""
 
 
-def name_of(command: Command) -> str:
+def name_of(command: Command | ModelCommand) -> str:
     """Its word in JSON and on the command line."""
     return str(command.__struct_config__.tag)
 
@@ -75,7 +92,15 @@ def result_of(command: Command, done: bool, detail: str, series: int = 0) -> Res
 
 
 def read(payload: bytes) -> Command:
-    """The command that a request holds. Raises ValueError with a sentence."""
+    """The command that a message holds. Raises ValueError with a sentence."""
+    command = read_file(payload)
+    if isinstance(command, ModelCommand):
+        raise ValueError("what is about the weights is asked on its machine: `streamer train`, `streamer models`")
+    return command
+
+
+def read_file(payload: bytes) -> Command | ModelCommand:
+    """The command that a file holds. Raises ValueError with a sentence."""
     if len(payload) > MOST_BYTES:
         raise ValueError(f"found {len(payload)} bytes or more; expected at most {MOST_BYTES}")
     try:
@@ -99,7 +124,7 @@ class _AnyId(msgspec.Struct):
     id: str = ""
 
 
-_COMMAND: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_COMMAND: msgspec.json.Decoder[Command | ModelCommand] = msgspec.json.Decoder(Command | ModelCommand)
 _ANY_ID: msgspec.json.Decoder[_AnyId] = msgspec.json.Decoder(_AnyId)
 
 
@@ -158,7 +183,7 @@ class RequestFiles:
 
     # --- The side of whoever asks ---
 
-    def ask(self, request: str, command: Command) -> None:
+    def ask(self, request: str, command: Command | ModelCommand) -> None:
         """Puts it there. The daemon makes the directory: FileNotFoundError without it."""
         self._put(f"{request}{REQUEST}", msgspec.json.encode(command))
 

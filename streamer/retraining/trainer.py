@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (IndexError, OSError, ValueError) as error:
         _say(f"found no usable request: {error}")
         return NO_REQUEST
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the daemon waits for its signals, and passes that on
     _yield_to_others()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     return run(request)
