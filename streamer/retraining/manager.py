@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -53,6 +53,19 @@ class Serving(NamedTuple):
     comparison: Callable[[], Comparison | None]
     loss: Callable[[], float]
     """of the forecasts of the whole site, of late"""
+
+
+class Training(Protocol):
+    """One that runs, as `Child` does it."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    def start(self) -> None: ...
+
+    def poll(self) -> Verdict | None: ...
+
+    def kill(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +116,7 @@ class Retraining:
         metrics: Metrics,
         clock: Clock,
         seed: int | None = None,
+        new_child: Callable[[Request, float], Training] = Child,
     ) -> None:
         self._terms = terms
         self._directory = state_directory / WORK_DIRECTORY
@@ -115,7 +129,8 @@ class Retraining:
         """what the last one came to, and what is on probation"""
         self._policy = Policy(terms.plan, clock.now(), self._random.randrange(2**31))
         self._occasion: Future[Occasion] | None = None
-        self._child: Child | None = None
+        self._new_child = new_child
+        self._child: Training | None = None
         self._incumbent: Generation | None = None
         self._reason = ""
 
@@ -221,7 +236,7 @@ class Retraining:
             threads=terms.threads,
             seed=self._random.randrange(2**31),
         )
-        child = Child(request, terms.time_limit_seconds)
+        child = self._new_child(request, terms.time_limit_seconds)
         try:
             child.start()
         except OSError as error:
