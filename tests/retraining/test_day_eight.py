@@ -19,7 +19,7 @@ def temperatures(time: float, rng: np.random.Generator) -> dict[str, float]:
     """Ovens that are heated in the daytime, each with a cycle of its own that the shipped weights do not know."""
     found = {}
     for k in range(SERIES):
-        cycle = 3.0 * np.sign(np.sin(2 * np.pi * time / ((20 + 4 * k) * MINUTE)))
+        cycle = 3.0 * np.sin(2 * np.pi * time / ((20 + 4 * k) * MINUTE)) ** 3
         found[f"plant/{k}"] = float(20 + k + 2 * np.sin(2 * np.pi * time / DAY) + cycle + 0.3 * rng.normal())
     return found
 
