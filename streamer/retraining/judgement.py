@@ -179,7 +179,7 @@ def judged_months(site: Site) -> float:
 
 
 def allowed(expected: float) -> float:
-    """The most alarms that chance gives, 95 times of 100, where so many are expected (Poisson); one is always allowed."""
+    """What chance stays within, 95 times of 100, where so many alarms are expected (Poisson); one is always allowed."""
     count, term, total = 0, math.exp(-min(expected, 700.0)), 0.0
     if expected > 500:
         return math.floor(expected + 1.64 * math.sqrt(expected))
