@@ -33,16 +33,17 @@ def measure(options: Options, say: Callable[[str], None]) -> Report:
     import torch
 
     from models import pretrain, tbptt, weights
-    from models.retraining import Recipe, model_of
+    from models.retraining import MIXED, Recipe, model_of
 
     torch.set_num_threads(options.threads)
     device = pretrain.device_from(options.device)
-    mixed = device == "cuda"
+    mixed = MIXED if device == "cuda" else None
+    scaler = torch.amp.GradScaler(device, enabled=mixed is not None)
     report = Report(machine())
     report.machine |= {
         "torch": str(torch.__version__),
         "device": torch.cuda.get_device_name() if mixed else "cpu",
-        "precision": "bfloat16, loss in float32" if mixed else "float32",
+        "precision": "float16, loss in float32" if mixed else "float32",
         "threads": float(options.threads),
         "series": float(options.series),
         "steps": float(options.steps),
@@ -61,12 +62,14 @@ def measure(options: Options, say: Callable[[str], None]) -> Report:
     plain = torch.optim.AdamW([*lstm.parameters(), *linear.parameters()], lr=recipe.learning_rate)
 
     def ours() -> None:
-        tbptt.train_pass(model, batch, length=options.chunk, optimizer=optimizer, clip=recipe.clip, mixed=mixed)
+        tbptt.train_pass(
+            model, batch, length=options.chunk, optimizer=optimizer, clip=recipe.clip, mixed=mixed, scaler=scaler
+        )
 
     def bare() -> None:
         state = None
         for part in tbptt.chunks(batch, options.chunk):
-            with torch.autocast(device, torch.bfloat16, enabled=mixed):
+            with torch.autocast(device, MIXED, enabled=mixed is not None):
                 out, after = lstm(part.inputs, state)
                 guess = linear(out).squeeze(-1)
             state = tuple(each.detach() for each in after)
