@@ -113,12 +113,11 @@ class Released(msgspec.Struct, frozen=True, tag=True):
     now: float
 
 
-class SessionLost(msgspec.Struct, frozen=True, tag=True):
-    """The broker has forgotten the session: no message before this one will come again under its identifier."""
-
-
 class Abnormal(msgspec.Struct, frozen=True, tag=True):
-    """A series has left a value alarm: these event times, both included, are nothing to learn from."""
+    """A series has left a value alarm: its readings of these event times, both included, were none of its normal.
+
+    It changes no state. Training leaves them out; none is written where a person has said that they are normal.
+    """
 
     slot: int
     since: float
@@ -126,22 +125,33 @@ class Abnormal(msgspec.Struct, frozen=True, tag=True):
 
 
 class Paused(msgspec.Struct, frozen=True, tag=True):
-    """A person has paused these series."""
+    """Series are in maintenance from here on, their alarms closed."""
 
     slots: list[int]
     now: float
 
 
 class Resumed(msgspec.Struct, frozen=True, tag=True):
-    """A person lets these series go on."""
+    """They are no longer; silence is counted from `now`."""
 
     slots: list[int]
     now: float
 
 
+class MarkedNormal(msgspec.Struct, frozen=True, tag=True):
+    """A person has said that what these series do is normal: their alarms closed, their old normal forgotten."""
+
+    slots: list[int]
+    now: float
+
+
+class SessionLost(msgspec.Struct, frozen=True, tag=True):
+    """The broker has forgotten the session: no message before this one will come again under its identifier."""
+
+
 Fact = (
     Admitted | Evicted | Heard | Listening | Swept | Budget | Lateness | Released | SessionLost
-    | Abnormal | Paused | Resumed
+    | Abnormal | Paused | Resumed | MarkedNormal
 )  # fmt: skip
 Record = Group | Fact
 

@@ -6,12 +6,12 @@ each of the twice as many readings that the worst series are sought among, 100 f
 600 bytes for each series that has sent something, and a segment of the journal.
 
 Never learned, and never judged by: what belonged to an alarm, nor the 16 readings before it, since the views that find
-a slow fault find it late; what came while its series was paused; and a series that is stuck, from the 30th equal
-reading on, which would teach nothing but to be sure. A series that never moves is left out.
+a slow fault find it late; and a series that is stuck, from the 30th equal reading on, which would teach nothing but to
+be sure. What came while its series was paused is as if it had not come. A series that never moves is left out.
 
-Who holds a slot is what the facts of the journal say; one that was forgotten and let in again is another series. It
-goes on behind damage as a recovery does (`streamer.recovery`); where slots may have changed hands in what is missing,
-every series begins anew.
+Who holds a slot is what the facts of the journal say; one that was forgotten and let in again is another series, and so
+is one that begins anew since a person has marked it normal. It goes on behind damage as a recovery does
+(`streamer.recovery`); where slots may have changed hands in what is missing, every series begins anew.
 
 Time is split by position in the journal: what is before `judged_from` trains, its last part stops the training, and the
 rest judges. Of a series with more readings than its share those around `judged_from` are taken, in one piece.
@@ -31,7 +31,19 @@ from streamer.detector import WARM_READINGS, placed
 from streamer.disk import Files
 from streamer.engine import LARGEST_VALUE
 from streamer.readings import Batch, Bool, Flag, Float64, UInt8
-from streamer.records import Abnormal, Admitted, Evicted, Fact, Group, Lateness, Paused, Record, Released, Resumed
+from streamer.records import (
+    Abnormal,
+    Admitted,
+    Evicted,
+    Fact,
+    Group,
+    Lateness,
+    MarkedNormal,
+    Paused,
+    Record,
+    Released,
+    Resumed,
+)
 from streamer.recovery import MOST_HOLES, MOST_MERGED
 from streamer.reorder import Reorder
 from streamer.retraining.contract import Request
@@ -231,6 +243,9 @@ class _Survey:
             self._leave(np.array(item.slots, np.intp), first)
         elif isinstance(item, Abnormal):
             self.spans.append((self.holder(item.slot, first), item.since, item.until))
+        elif isinstance(item, MarkedNormal):
+            for slot in item.slots:
+                self._enter(slot, first, self.devices[self.holder(slot, first)])
         elif isinstance(item, Paused | Resumed):
             for slot in item.slots:
                 self._pause(self.holder(slot, first), first, isinstance(item, Paused))
@@ -320,7 +335,6 @@ class _Rows:
     value: Float64
     flags: UInt8
     part: UInt8
-    paused: Bool
 
     def __getitem__(self, rows: NDArray[np.intp] | Bool) -> _Rows:
         return _Rows(*(getattr(self, name)[rows] for name in self.__slots__))
@@ -374,6 +388,7 @@ class _Collector:
         nth += self._seen[series]
         self._seen += np.bincount(series, minlength=len(self._seen))
         is_wanted = (self._place[series] >= 0) & (nth >= self._from[series]) & (nth < self._to[series])
+        is_wanted &= ~self._paused[series]
         rows, series = rows[is_wanted], series[is_wanted]
         part = np.full(len(rows), np.searchsorted(self._bounds, bucket, side="right"), np.uint8)
         return _Rows(
@@ -382,7 +397,6 @@ class _Collector:
             batch.value[rows],
             batch.flags[rows],
             part,
-            self._paused[series],
         )
 
 
@@ -396,8 +410,8 @@ def _site(
     rows = _in_order(rows, len(wanted))
     lengths = np.bincount(rows.series, minlength=len(wanted))
     first = np.cumsum(lengths) - lengths
-    normal = ~rows.paused
-    counts = normal & ~_stuck(rows) & (np.arange(len(rows.series)) - np.repeat(first, lengths) >= WARM_READINGS)
+    normal = np.ones(len(rows.series), np.bool_)
+    counts = ~_stuck(rows) & (np.arange(len(rows.series)) - np.repeat(first, lengths) >= WARM_READINGS)
     place = {number: k for k, number in enumerate(wanted)}
     current = survey.current()
     still = [(int(current[slot]), since, np.inf) for slot, since in request.open_abnormal if 0 <= slot < len(current)]

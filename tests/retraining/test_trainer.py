@@ -125,7 +125,7 @@ def test_poison_is_never_promoted(tmp_path: Path) -> None:
 
 def check_better(verdict: Verdict) -> None:
     assert verdict.result == "promoted", verdict.reason
-    assert float(verdict.figures["loss_after"]) < float(verdict.figures["loss_before"]) - 0.03
+    assert float(verdict.figures["loss_after"]) < float(verdict.figures["loss_before"]) - 0.02
 
 
 def test_what_the_site_teaches_is_promoted(tmp_path: Path) -> None:
