@@ -90,7 +90,12 @@ def fit(
     from what was before. `device`: auto, cpu or cuda. Raises TrainingError.
     """
     where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    return with_fall_back(lambda place: _Fit(incumbent, recipe, place, say).run(train, valid), where, say)
+    troubles: list[str] = []
+    fitted = with_fall_back(lambda place: _Fit(incumbent, recipe, place, say).run(train, valid), where, troubles.append)
+    for trouble in troubles:
+        say(trouble)
+        fitted.figures["fell_back"] = trouble
+    return fitted
 
 
 def with_fall_back(work: Callable[[str], T], device: str, say: Say) -> T:

@@ -34,8 +34,9 @@ class Child:
         """Raises OSError: the request cannot be written, or there is no process to be had."""
         out = Path(self.request.out)
         out.mkdir(0o700, parents=True, exist_ok=True)
-        for name in (contract.VERDICT, contract.CANDIDATE):  # of an earlier one: they must not speak for this one
-            (out / name).unlink(missing_ok=True)
+        stem = Path(contract.CANDIDATE).stem
+        for left in [*out.glob(f"{stem}.*"), *out.glob("*.part"), out / contract.VERDICT]:  # they speak for another one
+            left.unlink(missing_ok=True)
         contract.write(out, contract.REQUEST, self.request)
         threads = str(self.request.threads)
         environment = os.environ | dict.fromkeys(

@@ -185,8 +185,12 @@ def test_a_device_that_is_not_there_is_no_failure() -> None:
     told: list[str] = []
     fitted = retraining.fit(weights, train, stop, replace(QUICK, epochs=1), "cuda", told.append)
     assert fitted.figures["device"] == "cpu"
-    assert told[0].startswith("cuda failed, it goes on with the CPU: ")
-    assert retraining.fit(weights, train, stop, replace(QUICK, epochs=1), "auto").figures["device"] == "cpu"
+    assert str(fitted.figures["fell_back"]).startswith("cuda failed, it goes on with the CPU: ")
+    assert fitted.figures["fell_back"] in told
+    plain = retraining.fit(weights, train, stop, replace(QUICK, epochs=1), "auto")
+    assert plain.figures["device"] == "cpu"
+    assert "fell_back" not in plain.figures
+    assert all(np.array_equal(value, plain.candidate.tensors[name]) for name, value in fitted.candidate.tensors.items())
 
 
 @pytest.mark.parametrize(

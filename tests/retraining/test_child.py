@@ -80,8 +80,11 @@ def test_a_retraining_from_beginning_to_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", ["at once", pytest.param("with torch", marks=pytest.mark.slow)])
 def test_one_that_is_killed_is_a_failure_and_the_next_one_runs(tmp_path: Path, moment: str) -> None:
-    """SIGKILL, as by the kernel when memory runs out: no verdict of its own, no candidate."""
-    child = started(endless(tmp_path))
+    """SIGKILL, as by the kernel when memory runs out: no verdict, no candidate, not even those of an earlier one."""
+    given = endless(tmp_path)
+    for name in (contract.VERDICT, contract.CANDIDATE, "candidate.json", "candidate.safetensors.part"):
+        (tmp_path / "out" / name).write_text("of an earlier one")
+    child = started(given)
     pid = child.pid or 0
     if moment == "with torch":
         wait_until(lambda: maps_torch(pid), SECONDS, "torch")
