@@ -88,9 +88,10 @@ class Child:
                 return contract.read_verdict(Path(self.request.out))
             except (OSError, ValueError) as error:
                 return _failed(f"its verdict cannot be read: {error}")
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        if status < 0:
+            return _failed(f"it was ended by signal {-status}")
         said = self._told.decode(errors="replace").strip().splitlines()
-        return _failed(f"it {how}" + (f": {said[-1]}" if said else ""))
+        return _failed(f"it ended with status {status}" + (f": {said[-1]}" if said else ""))
 
     def _listen(self) -> None:
         """A pipe that nobody reads would stop it in the end."""

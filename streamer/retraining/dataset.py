@@ -1,9 +1,9 @@
 """From the journal to what can be learned: each series' readings in order, what of them counts, and how they split.
 
 The journal is read twice, while the daemon goes on writing it: once to see who has sent how much and what is known of
-it, once to take the readings of those that were chosen. What is kept is bounded by `max_series_steps`: 60 bytes for
-each of the twice as many readings that the worst series are sought among, 100 for each that is trained on; besides that
-600 bytes for each series that has sent something, and a segment of the journal.
+it, once to take the readings of those that were chosen. What is kept is bounded by `max_series_steps`: twice as many
+readings, among which the worst series are sought; besides that 600 bytes for each series that has sent something, and a
+segment of the journal.
 
 Never learned, and never judged by: what belonged to an alarm, nor the 16 readings before it, since the views that find
 a slow fault find it late; and a series that is stuck, from the 30th equal reading on, which would teach nothing but to
@@ -56,6 +56,7 @@ WIDENED = 16  # readings before an alarm: `calibration.SMOOTHING` of the slowest
 STUCK_READINGS = 30  # equal ones in a row, by eye
 LEAST_READINGS = 100  # of a series, before the judged part
 LEAST_SHARE = 4096  # readings of each series, where there are more series than can be had whole
+LEAST_SERIES = 8  # of a site that is sampled
 POOL = 2  # times as many readings as are trained on, among which the worst are sought
 WORST_SHARE = 0.5  # of what is trained on; the rest is drawn, so that the others keep what they have
 
@@ -175,10 +176,11 @@ def _stream(files: Files, request: Request, notes: list[str]) -> Iterator[tuple[
             waiting, rows = [], 0
         first, last = position if not waiting else first, position
         if isinstance(record, Group):
-            batch = record.batch
+            is_sound = _is_sound(record.batch)
+            batch = record.batch[np.flatnonzero(is_sound)]
             if reorder.is_used:
-                batch = reorder.take(batch, record.arrivals(), number).batch
-            number += len(record.batch)
+                batch = reorder.take(batch, record.arrivals()[is_sound], number).batch
+            number += len(batch)
             waiting.append(batch)
             rows += len(batch)
             continue
@@ -199,13 +201,14 @@ def _bucket(position: int, request: Request) -> int:
     return (position - request.begin) * BUCKETS // max(request.end - request.begin, 1)
 
 
+def _is_sound(batch: Batch) -> Bool:
+    """What a sensor may have measured: the journal is read as it is."""
+    sound: Bool = (batch.slot >= 0) & np.isfinite(batch.time) & (np.abs(batch.value) <= LARGEST_VALUE)
+    return sound
+
+
 def _joined(batches: list[Batch]) -> Batch:
-    """Without what no sensor has measured: the journal is read as it is."""
-    slot, time, value, flags = (
-        np.concatenate([getattr(batch, name) for batch in batches]) for name in ("slot", "time", "value", "flags")
-    )
-    is_sound = (slot >= 0) & np.isfinite(time) & (np.abs(value) <= LARGEST_VALUE)
-    return Batch(slot[is_sound], time[is_sound], value[is_sound], flags[is_sound])
+    return Batch(*(np.concatenate([getattr(b, name) for b in batches]) for name in ("slot", "time", "value", "flags")))
 
 
 class _Survey:
@@ -316,7 +319,8 @@ def _wanted(survey: _Survey, judge: int, request: Request) -> dict[int, tuple[in
     usable = before >= LEAST_READINGS
     usable[sorted(survey.is_paused() - {-1})] = False
     able = np.flatnonzero(usable)
-    share = max(LEAST_SHARE, request.max_series_steps // max(len(able), 1))
+    least = min(LEAST_SHARE, request.max_series_steps // LEAST_SERIES)
+    share = max(least, request.max_series_steps // max(len(able), 1))
     trained = np.minimum(before, round((TRAIN_SHARE + STOP_SHARE) * share))
     judged = np.minimum(after, share - round((TRAIN_SHARE + STOP_SHARE) * share))
     drawn = np.random.default_rng(request.seed).permutation(able)
