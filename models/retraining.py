@@ -4,8 +4,9 @@ The best weights on the later part are kept, the incumbent's own among them; the
 incumbent as far as that is better still (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"): what a site
 of few readings teaches is right in its direction and too much in its size.
 
-fp32 on the CPU; on CUDA the layers compute in bfloat16. A GPU that has no memory left, or is lost, is no failure: the
-same is done on the CPU, from the beginning.
+fp32 on the CPU; on CUDA the layers compute in float16, which is what torch's autocast hands to cuDNN's LSTM whatever
+type it is asked for (`_cudnn_rnn_cast_reflatten`), so the loss is scaled. A GPU that has no memory left, or is lost, is
+no failure: the same is done on the CPU, from the beginning.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Tensors = dict[str, torch.Tensor]
 Say = Callable[[str], None]
 
 DRAWN_BACK = (0.25, 0.5, 0.75)  # of the way from the incumbent to the best
+MIXED = torch.float16
 EVALUATED = 512  # steps of a chunk in which nothing is learned
 BATCH_SERIES = 32
 
@@ -88,7 +90,12 @@ def fit(
     from what was before. `device`: auto, cpu or cuda. Raises TrainingError.
     """
     where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    return with_fall_back(lambda place: _Fit(incumbent, recipe, place, say).run(train, valid), where, say)
+    troubles: list[str] = []
+    fitted = with_fall_back(lambda place: _Fit(incumbent, recipe, place, say).run(train, valid), where, troubles.append)
+    for trouble in troubles:
+        say(trouble)
+        fitted.figures["fell_back"] = trouble
+    return fitted
 
 
 def with_fall_back(work: Callable[[str], T], device: str, say: Say) -> T:
@@ -117,8 +124,9 @@ class _Fit:
         torch.set_num_threads(recipe.threads)
         torch.manual_seed(recipe.seed)
         self._incumbent, self._recipe, self._device, self._say = incumbent, recipe, device, say
-        self._mixed = device != "cpu"
+        self._mixed = MIXED if device != "cpu" else None
         self._model = model_of(incumbent).to(device)
+        self._scaler = torch.amp.GradScaler(device, enabled=self._mixed is not None)
         groups = tbptt.parameter_groups(self._model, recipe.head_rate, recipe.input_rate)
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self._average = self._tensors()
@@ -175,6 +183,7 @@ class _Fit:
                 optimizer=self._optimizer,
                 clip=self._recipe.clip,
                 mixed=self._mixed,
+                scaler=self._scaler,
                 after_update=self._updated,
             )
             if not math.isfinite(loss):

@@ -40,18 +40,20 @@ def chunks(sequences: Sequences, length: int) -> Iterator[Sequences]:
         yield sequences.chunk(start, start + length)
 
 
-def step_losses(model: Forecaster, part: Sequences, state: State | None, *, mixed: bool) -> tuple[Tensor, State]:
+def step_losses(
+    model: Forecaster, part: Sequences, state: State | None, *, mixed: torch.dtype | None
+) -> tuple[Tensor, State]:
     """The log-loss of each step `(batch, time)`, and the state after the last.
 
-    `mixed`: the layers compute in bfloat16, the loss as ever.
+    `mixed`: what the layers compute in, the loss as ever; None: all is as it is.
     """
-    with torch.autocast(part.inputs.device.type, torch.bfloat16, enabled=mixed):
+    with torch.autocast(part.inputs.device.type, mixed or torch.bfloat16, enabled=mixed is not None):
         head, state = model(part.inputs, state)
     return log_loss(head.to(part.y.dtype), part.previous, part.step, part.y), state
 
 
 def masked_loss(
-    model: Forecaster, part: Sequences, state: State | None, *, mixed: bool = False
+    model: Forecaster, part: Sequences, state: State | None, *, mixed: torch.dtype | None = None
 ) -> tuple[Tensor, State]:
     """Mean log-loss over the masked steps of one chunk, and the state after it."""
     losses, state = step_losses(model, part, state, mixed=mixed)
@@ -60,7 +62,7 @@ def masked_loss(
 
 
 @torch.no_grad()
-def carried_losses(model: Forecaster, sequences: Sequences, length: int, *, mixed: bool = False) -> Tensor:
+def carried_losses(model: Forecaster, sequences: Sequences, length: int, *, mixed: torch.dtype | None = None) -> Tensor:
     """The log-loss of each step `(batch, time)`, masked or not, the state carried from chunk to chunk."""
     state: State | None = None
     losses = []
@@ -95,13 +97,16 @@ def train_pass(
     length: int,
     optimizer: torch.optim.Optimizer,
     clip: float = 1.0,
-    mixed: bool = False,
+    mixed: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
     after_update: Callable[[float], None] = lambda _: None,
 ) -> float:
     """Runs once over the sequences, one update a chunk; returns the mean loss of the chunks.
 
-    A chunk of which nothing counts moves the state on and nothing else.
+    A chunk of which nothing counts moves the state on and nothing else. `scaler`: what keeps the small gradients of
+    float16 from vanishing, and leaves out the update of a chunk whose gradients are too large for it.
     """
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
     state: State | None = None
     total, count = 0.0, 0
     for part in chunks(sequences, length):
@@ -109,13 +114,15 @@ def train_pass(
             state = tuple(part.detach() for part in state)
         if not part.mask.any():
             with torch.no_grad():
-                _, state = model(part.inputs, state)
+                _, state = step_losses(model, part, state, mixed=mixed)
             continue
         loss, state = masked_loss(model, part, state, mixed=mixed)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own stub
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's own stub
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         total, count = total + float(loss.detach()), count + 1
         after_update(total / count)
     return total / max(count, 1)

@@ -331,3 +331,27 @@ def test_a_daemon_that_does_not_start_is_quoted(capsys: pytest.CaptureFixture[st
     """Exit status 1, with what it said."""
     assert main(["ingest", "--quick", "--set", "mqtt.nonsense=1"]) == 1
     assert "mqtt.nonsense" in capsys.readouterr().err
+
+
+# --- Training ---
+
+
+def test_training_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Series-steps a second of both loops, and their ratio, in the form that every measurement has."""
+    argv = ["train", "--quick", "--series", "4", "--steps", "64", "--chunk", "32", "--device", "cpu", "--json"]
+    assert main(argv) == 0
+    report = msgspec.json.decode(capsys.readouterr().out, type=Report)
+    assert (report.machine["device"], report.machine["precision"]) == ("cpu", "float32")
+    assert set(report.figures) == {
+        "series_steps_per_second",
+        "bare_lstm_series_steps_per_second",
+        "share_of_bare_lstm",
+    }
+    assert all(figure.value > 0 and figure.is_kept() for figure in report.figures.values())
+
+
+def test_training_on_a_gpu_is_measured(cuda: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the precision in which it trains there."""
+    assert main(["train", "--quick", "--device", cuda, "--json"]) == 0
+    report = msgspec.json.decode(capsys.readouterr().out, type=Report)
+    assert report.machine["precision"] == "float16, loss in float32"

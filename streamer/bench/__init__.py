@@ -9,6 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from models.recipe import DEVICES
+from streamer.errors import ModelError
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs one measurement and prints a table, or JSON: 0 measured, 1 it could not be finished, 2 usage.
@@ -65,6 +68,26 @@ def _quality(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _train(arguments: argparse.Namespace) -> int:
+    from models.weights import WeightsError
+    from streamer.bench.training import Options, measure
+
+    options = Options(
+        series=arguments.series or (16 if arguments.quick else 128),
+        steps=arguments.steps or (256 if arguments.quick else 2048),
+        chunk=arguments.chunk,
+        repeats=1 if arguments.quick else 5,
+        threads=arguments.threads,
+        device=arguments.device,
+    )
+    try:
+        report = measure(options, say=_say)
+    except WeightsError as error:
+        raise ModelError(str(error)) from error
+    print(report.json() if arguments.json else report.table())
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line behind `streamer bench`."""
     top = argparse.ArgumentParser(prog="streamer bench", description="Measure this machine.", allow_abbrev=False)
@@ -100,7 +123,25 @@ def parser() -> argparse.ArgumentParser:
         "the labels.",
         allow_abbrev=False,
     ))  # fmt: skip
+    _add_train(kinds.add_parser(
+        "train",
+        help="series-steps a second of a retraining's loop, and the share of a bare nn.LSTM's that this is",
+        description="Train on synthetic series by the loop of a retraining and by a bare one around torch's nn.LSTM, "
+        "in turn, and print how fast each is.",
+        allow_abbrev=False,
+    ))  # fmt: skip
     return top
+
+
+def _add_train(train: argparse.ArgumentParser) -> None:
+    train.add_argument("--series", type=_count, metavar="N", help="trained on side by side; 128, with --quick 16")
+    train.add_argument("--steps", type=_count, metavar="N", help="readings of each; 2048, with --quick 256")
+    train.add_argument("--chunk", type=_count, default=256, metavar="N", help="readings between two updates; 256")
+    train.add_argument("--threads", type=_count, default=1, metavar="N", help="of torch, on the CPU; 1")
+    train.add_argument("--device", choices=DEVICES, default="auto", help="where; auto (default) takes CUDA if there is")
+    train.add_argument("--quick", action="store_true", help="a small load: does it work at all")
+    train.add_argument("--json", action="store_true", help="print one JSON object")
+    train.set_defaults(measure=_train)
 
 
 def _add_quality(quality: argparse.ArgumentParser) -> None:

@@ -34,8 +34,9 @@ class Child:
         """Raises OSError: the request cannot be written, or there is no process to be had."""
         out = Path(self.request.out)
         out.mkdir(0o700, parents=True, exist_ok=True)
-        for name in (contract.VERDICT, contract.CANDIDATE):  # of an earlier one: they must not speak for this one
-            (out / name).unlink(missing_ok=True)
+        stem = Path(contract.CANDIDATE).stem
+        for left in [*out.glob(f"{stem}.*"), *out.glob("*.part"), out / contract.VERDICT]:  # they speak for another one
+            left.unlink(missing_ok=True)
         contract.write(out, contract.REQUEST, self.request)
         threads = str(self.request.threads)
         environment = os.environ | dict.fromkeys(
@@ -87,9 +88,10 @@ class Child:
                 return contract.read_verdict(Path(self.request.out))
             except (OSError, ValueError) as error:
                 return _failed(f"its verdict cannot be read: {error}")
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        if status < 0:
+            return _failed(f"it was ended by signal {-status}")
         said = self._told.decode(errors="replace").strip().splitlines()
-        return _failed(f"it {how}" + (f": {said[-1]}" if said else ""))
+        return _failed(f"it ended with status {status}" + (f": {said[-1]}" if said else ""))
 
     def _listen(self) -> None:
         """A pipe that nobody reads would stop it in the end."""

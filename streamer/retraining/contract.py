@@ -40,7 +40,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """how late a reading may be, at `begin`"""
     budget_per_series_month: float = 1.0
     max_series_steps: int = 1_000_000
-    """readings that are trained on and judged by; each takes about 100 bytes"""
+    """readings that are trained on and judged by; each takes about 130 bytes"""
     min_readings: int = 2000
     """that there have to be to train on"""
     device: Literal["auto", "cpu", "cuda"] = "auto"

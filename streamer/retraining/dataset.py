@@ -1,17 +1,17 @@
 """From the journal to what can be learned: each series' readings in order, what of them counts, and how they split.
 
 The journal is read twice, while the daemon goes on writing it: once to see who has sent how much and what is known of
-it, once to take the readings of those that were chosen. What is kept is bounded by `max_series_steps`: 60 bytes for
-each of the twice as many readings that the worst series are sought among, 100 for each that is trained on; besides that
-600 bytes for each series that has sent something, and a segment of the journal.
+it, once to take the readings of those that were chosen. What is kept is bounded by `max_series_steps`: twice as many
+readings, among which the worst series are sought; besides that 600 bytes for each series that has sent something, and a
+segment of the journal.
 
 Never learned, and never judged by: what belonged to an alarm, nor the 16 readings before it, since the views that find
-a slow fault find it late; what came while its series was paused; and a series that is stuck, from the 30th equal
-reading on, which would teach nothing but to be sure. A series that never moves is left out.
+a slow fault find it late; and a series that is stuck, from the 30th equal reading on, which would teach nothing but to
+be sure. What came while its series was paused is as if it had not come. A series that never moves is left out.
 
-Who holds a slot is what the facts of the journal say; one that was forgotten and let in again is another series. It
-goes on behind damage as a recovery does (`streamer.recovery`); where slots may have changed hands in what is missing,
-every series begins anew.
+Who holds a slot is what the facts of the journal say; one that was forgotten and let in again is another series, and so
+is one that begins anew since a person has marked it normal. It goes on behind damage as a recovery does
+(`streamer.recovery`); where slots may have changed hands in what is missing, every series begins anew.
 
 Time is split by position in the journal: what is before `judged_from` trains, its last part stops the training, and the
 rest judges. Of a series with more readings than its share those around `judged_from` are taken, in one piece.
@@ -31,7 +31,19 @@ from streamer.detector import WARM_READINGS, placed
 from streamer.disk import Files
 from streamer.engine import LARGEST_VALUE
 from streamer.readings import Batch, Bool, Flag, Float64, UInt8
-from streamer.records import Abnormal, Admitted, Evicted, Fact, Group, Lateness, Paused, Record, Released, Resumed
+from streamer.records import (
+    Abnormal,
+    Admitted,
+    Evicted,
+    Fact,
+    Group,
+    Lateness,
+    MarkedNormal,
+    Paused,
+    Record,
+    Released,
+    Resumed,
+)
 from streamer.recovery import MOST_HOLES, MOST_MERGED
 from streamer.reorder import Reorder
 from streamer.retraining.contract import Request
@@ -44,6 +56,7 @@ WIDENED = 16  # readings before an alarm: `calibration.SMOOTHING` of the slowest
 STUCK_READINGS = 30  # equal ones in a row, by eye
 LEAST_READINGS = 100  # of a series, before the judged part
 LEAST_SHARE = 4096  # readings of each series, where there are more series than can be had whole
+LEAST_SERIES = 8  # of a site that is sampled
 POOL = 2  # times as many readings as are trained on, among which the worst are sought
 WORST_SHARE = 0.5  # of what is trained on; the rest is drawn, so that the others keep what they have
 
@@ -163,10 +176,11 @@ def _stream(files: Files, request: Request, notes: list[str]) -> Iterator[tuple[
             waiting, rows = [], 0
         first, last = position if not waiting else first, position
         if isinstance(record, Group):
-            batch = record.batch
+            is_sound = _is_sound(record.batch)
+            batch = record.batch[np.flatnonzero(is_sound)]
             if reorder.is_used:
-                batch = reorder.take(batch, record.arrivals(), number).batch
-            number += len(record.batch)
+                batch = reorder.take(batch, record.arrivals()[is_sound], number).batch
+            number += len(batch)
             waiting.append(batch)
             rows += len(batch)
             continue
@@ -187,13 +201,14 @@ def _bucket(position: int, request: Request) -> int:
     return (position - request.begin) * BUCKETS // max(request.end - request.begin, 1)
 
 
+def _is_sound(batch: Batch) -> Bool:
+    """What a sensor may have measured: the journal is read as it is."""
+    sound: Bool = (batch.slot >= 0) & np.isfinite(batch.time) & (np.abs(batch.value) <= LARGEST_VALUE)
+    return sound
+
+
 def _joined(batches: list[Batch]) -> Batch:
-    """Without what no sensor has measured: the journal is read as it is."""
-    slot, time, value, flags = (
-        np.concatenate([getattr(batch, name) for batch in batches]) for name in ("slot", "time", "value", "flags")
-    )
-    is_sound = (slot >= 0) & np.isfinite(time) & (np.abs(value) <= LARGEST_VALUE)
-    return Batch(slot[is_sound], time[is_sound], value[is_sound], flags[is_sound])
+    return Batch(*(np.concatenate([getattr(b, name) for b in batches]) for name in ("slot", "time", "value", "flags")))
 
 
 class _Survey:
@@ -231,6 +246,9 @@ class _Survey:
             self._leave(np.array(item.slots, np.intp), first)
         elif isinstance(item, Abnormal):
             self.spans.append((self.holder(item.slot, first), item.since, item.until))
+        elif isinstance(item, MarkedNormal):
+            for slot in item.slots:
+                self._enter(slot, first, self.devices[self.holder(slot, first)])
         elif isinstance(item, Paused | Resumed):
             for slot in item.slots:
                 self._pause(self.holder(slot, first), first, isinstance(item, Paused))
@@ -301,7 +319,8 @@ def _wanted(survey: _Survey, judge: int, request: Request) -> dict[int, tuple[in
     usable = before >= LEAST_READINGS
     usable[sorted(survey.is_paused() - {-1})] = False
     able = np.flatnonzero(usable)
-    share = max(LEAST_SHARE, request.max_series_steps // max(len(able), 1))
+    least = min(LEAST_SHARE, request.max_series_steps // LEAST_SERIES)
+    share = max(least, request.max_series_steps // max(len(able), 1))
     trained = np.minimum(before, round((TRAIN_SHARE + STOP_SHARE) * share))
     judged = np.minimum(after, share - round((TRAIN_SHARE + STOP_SHARE) * share))
     drawn = np.random.default_rng(request.seed).permutation(able)
@@ -320,7 +339,6 @@ class _Rows:
     value: Float64
     flags: UInt8
     part: UInt8
-    paused: Bool
 
     def __getitem__(self, rows: NDArray[np.intp] | Bool) -> _Rows:
         return _Rows(*(getattr(self, name)[rows] for name in self.__slots__))
@@ -374,6 +392,7 @@ class _Collector:
         nth += self._seen[series]
         self._seen += np.bincount(series, minlength=len(self._seen))
         is_wanted = (self._place[series] >= 0) & (nth >= self._from[series]) & (nth < self._to[series])
+        is_wanted &= ~self._paused[series]
         rows, series = rows[is_wanted], series[is_wanted]
         part = np.full(len(rows), np.searchsorted(self._bounds, bucket, side="right"), np.uint8)
         return _Rows(
@@ -382,7 +401,6 @@ class _Collector:
             batch.value[rows],
             batch.flags[rows],
             part,
-            self._paused[series],
         )
 
 
@@ -396,8 +414,8 @@ def _site(
     rows = _in_order(rows, len(wanted))
     lengths = np.bincount(rows.series, minlength=len(wanted))
     first = np.cumsum(lengths) - lengths
-    normal = ~rows.paused
-    counts = normal & ~_stuck(rows) & (np.arange(len(rows.series)) - np.repeat(first, lengths) >= WARM_READINGS)
+    normal = np.ones(len(rows.series), np.bool_)
+    counts = ~_stuck(rows) & (np.arange(len(rows.series)) - np.repeat(first, lengths) >= WARM_READINGS)
     place = {number: k for k, number in enumerate(wanted)}
     current = survey.current()
     still = [(int(current[slot]), since, np.inf) for slot, since in request.open_abnormal if 0 <= slot < len(current)]

@@ -28,7 +28,9 @@ from streamer.registry import Registry
 from streamer.retraining.dataset import JUDGE, Site
 from streamer.shard import Shard
 
-LEAST_GAIN = 0.03  # nats a reading, 3 % of its likelihood: on plain noise, where nothing is to gain, it comes to 0.01
+LEAST_GAIN = (
+    0.02  # nats a reading, 2 % of its likelihood: where nothing is to gain, on plain noise, it came to 0.01 at most
+)
 NOISE_WIDTH = 2.1  # standard errors to the lower end: Student's t of 19 degrees of freedom, 20 slices
 BLOCK_READINGS = 32
 SLICES = 20
@@ -179,7 +181,7 @@ def judged_months(site: Site) -> float:
 
 
 def allowed(expected: float) -> float:
-    """The most alarms that chance gives 95 times of 100 where so many are expected (Poisson); one is always allowed."""
+    """What chance stays within, 95 times of 100, where so many alarms are expected (Poisson); one is always allowed."""
     count, term, total = 0, math.exp(-min(expected, 700.0)), 0.0
     if expected > 500:
         return math.floor(expected + 1.64 * math.sqrt(expected))

@@ -10,7 +10,9 @@ Exit status: 0 there is a verdict; 2 no usable request; 3 the verdict cannot be 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import resource
 import signal
 import sys
 import threading
@@ -87,14 +89,18 @@ def retrain(request: Request) -> Outcome:
 
     def outcome(result: contract.Result, reason: str, candidate: Weights | None = None) -> Outcome:
         figures["seconds"] = round(time.monotonic() - began, 3)
+        figures["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # JSON has no word for what is no number.
+        said = {name: value for name, value in figures.items() if isinstance(value, str) or math.isfinite(value)}
         verdict = Verdict(
             result=result,
             reason="; ".join([reason, *site.notes]),
-            figures=figures,
+            figures=said,
             incumbent_sha256=incumbent.sha256,
             ends_at=site.judged_from,
         )
-        return Outcome(verdict, candidate)
+        recipe: dict[str, object] = {"retrained": said, "incumbent_sha256": incumbent.sha256}
+        return Outcome(verdict, None if candidate is None else replace(candidate, recipe=recipe))
 
     lacking = _lacking(site, request)
     if lacking:
@@ -119,16 +125,15 @@ def retrain(request: Request) -> Outcome:
     except retraining.TrainingError as error:
         return outcome("failed", str(error))
     figures |= fitted.figures
-    candidate = replace(fitted.candidate, recipe={"retrained": figures, "incumbent_sha256": incumbent.sha256})
     if not fitted.is_better:
         return outcome("rejected", "training has found nothing better than the incumbent on newer readings")
     judged = site.of(JUDGE)
-    before, after = (retraining.losses(weights, batches, judged) for weights in (incumbent, candidate))
+    before, after = (retraining.losses(weights, batches, judged) for weights in (incumbent, fitted.candidate))
     budget = request.budget_per_series_month
-    alarms = judgement.raised(incumbent, site, budget), judgement.raised(candidate, site, budget)
+    alarms = judgement.raised(incumbent, site, budget), judgement.raised(fitted.candidate, site, budget)
     found = judgement.judge(site, before, after, alarms, budget)
     figures |= found.figures
-    return outcome("promoted" if found.is_better else "rejected", found.reason, candidate)
+    return outcome("promoted" if found.is_better else "rejected", found.reason, fitted.candidate)
 
 
 def _recent_losses(incumbent: Weights, site: Site) -> Float64:

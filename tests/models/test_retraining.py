@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -184,8 +185,12 @@ def test_a_device_that_is_not_there_is_no_failure() -> None:
     told: list[str] = []
     fitted = retraining.fit(weights, train, stop, replace(QUICK, epochs=1), "cuda", told.append)
     assert fitted.figures["device"] == "cpu"
-    assert told[0].startswith("cuda failed, it goes on with the CPU: ")
-    assert retraining.fit(weights, train, stop, replace(QUICK, epochs=1), "auto").figures["device"] == "cpu"
+    assert str(fitted.figures["fell_back"]).startswith("cuda failed, it goes on with the CPU: ")
+    assert fitted.figures["fell_back"] in told
+    plain = retraining.fit(weights, train, stop, replace(QUICK, epochs=1), "auto")
+    assert plain.figures["device"] == "cpu"
+    assert "fell_back" not in plain.figures
+    assert all(np.array_equal(value, plain.candidate.tensors[name]) for name, value in fitted.candidate.tensors.items())
 
 
 @pytest.mark.parametrize(
@@ -220,7 +225,7 @@ def test_a_gpu_without_memory_or_that_is_lost_leaves_the_cpu(error: Exception) -
 
 
 def test_mixed_precision_learns_as_fp32_does(cuda: str) -> None:
-    """On CUDA in bfloat16, near to what the CPU comes to in fp32."""
+    """On CUDA in float16, near to what the CPU comes to in fp32."""
     weights, (train, stop) = fresh(CONFIGS[0]), parts(padded(3))
     on_cpu, on_cuda = (retraining.fit(weights, train, stop, QUICK, device) for device in ("cpu", cuda))
     assert on_cuda.figures["device"] == "cuda"
@@ -234,11 +239,30 @@ def test_mixed_precision_computes_the_loss_in_full() -> None:
     model = retraining.model_of(fresh(CONFIGS[0])).eval()
     (batch,) = padded(len(LENGTHS))
     full = tbptt.carried_losses(model, batch.sequences, 64)
-    mixed = tbptt.carried_losses(model, batch.sequences, 64, mixed=True)
+    mixed = tbptt.carried_losses(model, batch.sequences, 64, mixed=torch.bfloat16)
     assert mixed.dtype == torch.float32
     assert not torch.equal(full, mixed)
     real = torch.from_numpy(batch.rows >= 0)
     assert float((full - mixed)[real].abs().mean()) < 0.05
+
+
+def test_a_scaled_loss_teaches_the_same() -> None:
+    """Scaled up by 2^16 and down again, clipped in between: the same weights; a gradient that overflows is left out."""
+    sequences = padded(3)[0].where(np.ones(sum(LENGTHS), np.bool_))
+    found = []
+    for scaler in (None, torch.amp.GradScaler("cpu")):
+        model = retraining.model_of(fresh(CONFIGS[0]))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        tbptt.train_pass(model, sequences, length=32, optimizer=optimizer, scaler=scaler)
+        found.append(model.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-5, atol=1e-6)
+    model = retraining.model_of(fresh(CONFIGS[0]))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
+    tbptt.train_pass(model, sequences, length=200, optimizer=optimizer, scaler=scaler)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_the_shipped_weights_go_on_as_they_were() -> None:

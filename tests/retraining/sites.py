@@ -34,6 +34,13 @@ def noise(rng: np.random.Generator, count: int, steps: int) -> Float64:
     return 20.0 + rng.normal(size=(count, steps))
 
 
+def smooth(rng: np.random.Generator, count: int, steps: int) -> Float64:
+    """`(count, steps)`: slow waves with little noise, which the shipped weights forecast well."""
+    period, phase = rng.uniform(40, 90, (count, 1)), rng.uniform(0, 2 * np.pi, (count, 1))
+    wave = np.sin(2 * np.pi * np.arange(steps) / period + phase)
+    return 20.0 + 5.0 * wave + 0.1 * rng.normal(size=(count, steps))
+
+
 @dataclass
 class Writer:
     """A journal that is written record by record."""

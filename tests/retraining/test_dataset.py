@@ -14,7 +14,7 @@ from streamer.detector import WARM_READINGS
 from streamer.disk import DiskFiles
 from streamer.journal import Journal
 from streamer.readings import Flag
-from streamer.records import Abnormal, Evicted, Lateness, Paused, Released, Resumed
+from streamer.records import Abnormal, Evicted, Lateness, MarkedNormal, Paused, Released, Resumed
 from streamer.redelivery import Redelivery
 from streamer.retraining import dataset
 from streamer.retraining.contract import Request
@@ -133,7 +133,7 @@ def test_a_stuck_series_teaches_nothing(tmp_path: Path) -> None:
 
 
 def test_a_paused_series_teaches_nothing(tmp_path: Path) -> None:
-    """Between the facts; before a resumption whose pause is older than the journal; and whole if it still is."""
+    """Between the facts; before a resumption whose pause is older than the journal; and whole if it still is so."""
     writer = Writer(tmp_path / "journal")
     writer.admit([0, 1, 2, 3], ["a", "b", "c", "d"])
     values = noise(np.random.default_rng(0), 4, 300)
@@ -147,7 +147,23 @@ def test_a_paused_series_teaches_nothing(tmp_path: Path) -> None:
     site = read(end(writer, tmp_path, paused=[3]))
     assert site.device == ["a", "b"]
     assert counted(site, 0) == [*range(WARM_READINGS, 100), *range(150, 300)]
-    assert counted(site, 1) == list(range(100, 300))
+    assert steps(site, 0) == [*range(100), *range(150, 300)]
+    assert counted(site, 1) == list(range(100 + WARM_READINGS, 300))
+
+
+def test_a_series_that_was_marked_normal_begins_anew(tmp_path: Path) -> None:
+    """As the daemon has it: its old normal is forgotten, its device is the same, its new level counts."""
+    writer = Writer(tmp_path / "journal")
+    writer.admit([0, 1], ["a", "b"])
+    values = noise(np.random.default_rng(0), 2, 400)
+    values[1, 180:] += 80.0
+    writer.rows(values[:, :200])
+    writer.fact(MarkedNormal([1], START))
+    writer.rows(values[:, 200:], first=200)
+    site = read(end(writer, tmp_path))
+    assert site.device == ["a", "b", "b"]
+    assert counted(site, 1) == list(range(WARM_READINGS, 200))
+    assert counted(site, 2) == list(range(200 + WARM_READINGS, 400))
 
 
 @pytest.mark.parametrize("arrival_time", [False, True])
