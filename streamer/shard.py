@@ -204,15 +204,19 @@ class Shard:
         scores, strictness = no_scores(len(batch)), np.full(len(batch), np.nan)
         notes: list[Note] = []
         heard: list[Change] = []
-        is_paused = self.pauses[batch.slot] == PAUSED
-        if is_paused.any():
+        pauses = self.pauses[batch.slot]
+        has_pauses = bool(pauses.any())  # hardly ever: then this costs one look
+        scored = np.flatnonzero(pauses != PAUSED) if has_pauses else None
+        if scored is not None and len(scored) < len(batch):
+            is_paused = pauses == PAUSED
             scores.unscored[is_paused] = Unscored.PAUSED
             self._pass_over(batch[np.flatnonzero(is_paused)], None if is_heard else arrivals[is_paused])
-        scored = np.flatnonzero(~is_paused)
-        for among in waves(batch.slot[scored]):
-            rows = scored[among]
-            part, wave = self.detector.score(batch[rows], self.pauses[batch.slot[rows]] == RETURNING)
-            self.pauses[wave.slots] = 0
+        for among in waves(batch.slot if scored is None else batch.slot[scored]):
+            rows = among if scored is None else scored[among]
+            returning = self.pauses[batch.slot[rows]] == RETURNING if has_pauses else None
+            part, wave = self.detector.score(batch[rows], returning)
+            if has_pauses:
+                self.pauses[wave.slots] = 0
             step = self.value_alarms.step(wave, part, rows[wave.rows], self.detector.calibration.keep)
             self.detector.learn(part, wave, step.normal)
             self.applied[wave.slots] += 1
