@@ -260,7 +260,8 @@ class App:
                         self._asked[request] = self.engine.command(command)
                 except ValueError as error:
                     self.metrics.add("commands_total", 1, "refused")
-                    self._requests.answer(request, Result(False, str(error), id_in(payload)))
+                    self._asked[request] = Future()
+                    self._asked[request].set_result(Result(False, str(error), id_in(payload)))
         except OSError as error:
             self._sparing.event(logging.WARNING, "requests not read", per="requests", reason=str(error))
         self._answer_requests()
