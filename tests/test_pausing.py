@@ -341,7 +341,7 @@ TURNS = st.lists(
 
 
 @given(TURNS, st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_order_of_readings_commands_and_kills_gives_the_state_that_the_journal_says(
     turns: list[tuple[list[str], float, float, list[tuple[str, str]], str]], seed: int
 ) -> None:
