@@ -18,6 +18,7 @@ from models import calibration, features, mixture
 from models.features import Narrow, Wide
 from models.step import NumpyStepper, Stepper, TorchStepper
 from models.weights import Weights
+from streamer.baseline import Forecasters
 from streamer.readings import Batch, Bool, Flag, Float32, Float64, Scores, Unscored, Wave
 
 Slots = NDArray[np.intp]
@@ -61,6 +62,7 @@ class Detector:
         self.budget_per_series_month = budget_per_series_month
         self.statistics = features.Statistics.allocate(capacity)
         self.calibration = calibration.Calibration.allocate(capacity)
+        self.forecasters = Forecasters.allocate(capacity)
         self.stepper: Stepper = (
             NumpyStepper(weights, capacity, offline=offline)
             if device == "cpu"
@@ -95,8 +97,9 @@ class Detector:
     ) -> Wave:
         look = features.look(self.statistics, slots, time)
         forecast = mixture.unpack(self.stepper.step(slots, look.inputs), look.previous, look.step)
+        standing = self.forecasters.forecast(slots, look, mixture.quantiles(forecast))
         y = features.to_y(value, look.location, look.scale)
-        band = features.from_y(mixture.quantiles(forecast), look.location[:, None], look.scale[:, None])
+        band = features.from_y(standing.band, look.location[:, None], look.scale[:, None])
         lower, expected, upper = band[:, 0], band[:, 1], band[:, 2]
 
         raw = np.empty((len(rows), len(calibration.VIEWS)), np.float32)
@@ -124,13 +127,19 @@ class Detector:
         for column, values in ((scores.expected, expected), (scores.lower, lower), (scores.upper, upper)):
             column[rows] = np.where(known, values, np.nan)
         usual_value = features.from_y(usual, look.location, look.scale)
-        return Wave(rows, slots, time, value, look.elapsed, views, levels, distance, strict, usual_value, interval)
+        missed = standing.missed(y)
+        return Wave(
+            rows, slots, time, value, look.elapsed, views, levels, distance, strict, usual_value, interval, missed
+        )
 
     def learn(self, scores: Scores, wave: Wave, normal: Bool) -> None:
         """Takes a scored wave in. `normal` `(len(wave.slots),)`: False where the reading belongs to an open alarm."""
         features.learn(self.statistics, wave.slots, wave.time, wave.value, normal)
-        teaches = self.statistics.narrow[wave.slots, Narrow.COUNT] > CALIBRATED_FROM
-        teaches &= scores.unscored[wave.rows] != Unscored.GAP
+        count = self.statistics.narrow[wave.slots, Narrow.COUNT]
+        no_gap = scores.unscored[wave.rows] != Unscored.GAP
+        forecast = no_gap & ~np.isnan(wave.elapsed)
+        self.forecasters.learn(wave.slots[forecast], wave.missed[forecast], normal[forecast])
+        teaches = no_gap & (count > CALIBRATED_FROM)
         self.calibration.learn(wave.slots[teaches], wave.views[teaches], normal[teaches])
         self.latest[wave.slots] = np.column_stack(
             (
@@ -150,6 +159,7 @@ class Detector:
         """Forgets these series: their slots are as new."""
         self.statistics.reset(slots)
         self.calibration.reset(slots)
+        self.forecasters.reset(slots)
         self.stepper.reset(slots)
         self.latest[slots] = np.nan
 
@@ -157,7 +167,7 @@ class Detector:
         """Every state array but the recurrent one, by name."""
         statistics = {f"statistics.{f.name}": getattr(self.statistics, f.name) for f in fields(self.statistics)}
         calibrated = {"calibration": self.calibration.rows, "histogram": self.calibration.histogram}
-        return statistics | calibrated | {"latest": self.latest}
+        return statistics | calibrated | {"forecasters": self.forecasters.rows, "latest": self.latest}
 
     def export(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the first `count` rows of every state array, by name."""

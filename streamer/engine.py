@@ -614,6 +614,8 @@ class Engine:
         with self._metrics.lock:
             self._metrics.set("series", len(self._shard.registry))
             self._metrics.set("series_warming", self._shard.warming())
+            for forecaster, count in self._shard.in_charge().items():
+                self._metrics.set("forecaster_in_charge", count, forecaster.name.lower())
             for kind in ALARM_KINDS:
                 self._metrics.set("alarms_open", kinds[kind], kind)
             self._metrics.set("last_progress_timestamp_seconds", now)

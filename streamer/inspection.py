@@ -77,6 +77,8 @@ class Inspection(NamedTuple):
     """applied, of all series"""
     readings_applied: dict[str, int]
     """by series; neither late ones nor those that came twice"""
+    in_charge: dict[str, int]
+    """series by the forecaster in charge"""
     alarms: list[Alarm]
     """the open ones"""
     sha256: str
@@ -106,6 +108,7 @@ class Inspection(NamedTuple):
         }
         if len(most) > MOST_SHOWN:
             lines["  ..."] = f"{len(most) - MOST_SHOWN} more series; --json has all"
+        lines["in charge"] = ", ".join(f"{name} of {count} series" for name, count in self.in_charge.items())
         lines["open alarms"] = len(self.alarms)
         lines |= {f"  {a.id}": f"{a.kind} {a.key}" for a in self.alarms[:MOST_SHOWN]}
         lines["SHA-256"] = self.sha256
@@ -149,6 +152,7 @@ def inspect(directory: Path, shard: Shard, weights_sha256: str, generation: int)
         series=len(registry),
         readings=sum(applied.values()),
         readings_applied=applied,
+        in_charge={forecaster.name.lower(): count for forecaster, count in shard.in_charge().items()},
         alarms=shard.open_alarms(),
         sha256=sha256,
         sha256_with_arrivals=sha256_with_arrivals,

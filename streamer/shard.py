@@ -16,12 +16,14 @@ from models.weights import Weights
 from streamer.alarms import Change, Note, SavedSilence, SavedValue, SilenceAlarms, ValueAlarms
 from streamer.clock import Cadence
 from streamer.detector import DIFFERENT_SECONDS, Detector, no_scores, waves
-from streamer.readings import Alarm, Batch, Flag, Float64, Int32, Scores
+from streamer.readings import Alarm, Batch, Flag, Float64, Forecaster, Int32, Scores
 from streamer.registry import Registry, RegistryState
 from streamer.reorder import Reorder
 
-MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram")
+MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram", "forecasters")
 """Arrays that mean nothing under other weights."""
+LATER = ("forecasters",)
+"""Arrays that an older build's state may lack; they begin anew then."""
 LISTENED_SECONDS = (
     3600.0  # after an outage, or when the clock was set: so long every series has to show that it is there
 )
@@ -237,6 +239,11 @@ class Shard:
         count = self.registry.rows
         return int((self.detector.is_warming(count) & (self.registry.devices >= 0)).sum())
 
+    def in_charge(self) -> dict[Forecaster, int]:
+        """How many series each forecaster is in charge of."""
+        leads = self.detector.forecasters.lstm_leads(slice(self.registry.rows))[self.registry.devices >= 0]
+        return {Forecaster.LSTM: int(leads.sum()), Forecaster.BASELINE: int((~leads).sum())}
+
     def idle(self, now: float, idle_seconds: float, most: int) -> NDArray[np.intp]:
         """The slots that can best be spared, at most `most`: they have sent nothing for `idle_seconds`.
 
@@ -337,7 +344,7 @@ class Shard:
         arrays = {
             name: _fitting(name, state.arrays.get(name), like, count)
             for name, like in ((name, read(slice(0))) for name, read in self._readers().items())
-            if is_ours or name not in MADE_BY_WEIGHTS
+            if (is_ours or name not in MADE_BY_WEIGHTS) and (name in state.arrays or name not in LATER)
         }
         self.reorder.restore(state.arrays, count)
         if count > self._capacity:  # the limit was lowered: what is known stays, nothing new is let in
