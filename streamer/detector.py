@@ -18,6 +18,7 @@ from models import calibration, features, mixture
 from models.features import Narrow, Wide
 from models.step import NumpyStepper, Stepper, TorchStepper
 from models.weights import Weights
+from streamer.baseline import Forecasters
 from streamer.readings import Batch, Bool, Flag, Float32, Float64, Scores, Unscored, Wave
 from streamer.recent import READINGS, Recent
 from streamer.shadow import Shadow
@@ -65,6 +66,7 @@ class Detector:
         self._device = device
         self.statistics = features.Statistics.allocate(capacity)
         self.calibration = calibration.Calibration.allocate(capacity)
+        self.forecasters = Forecasters.allocate(capacity)
         self.recent = Recent(capacity)
         self.stepper = self._new_stepper(weights, offline=offline)
         self._incoming: Stepper | None = None
@@ -114,7 +116,8 @@ class Detector:
         if self.shadow is not None:
             is_served = np.full(len(slots), True) if self._incoming is None else slots < self._rebuilt
             self.shadow.step(slots, look, forecast, y, is_served & (count >= WARM_READINGS))
-        band = features.from_y(mixture.quantiles(forecast), look.location[:, None], look.scale[:, None])
+        standing = self.forecasters.forecast(slots, look, mixture.quantiles(forecast))
+        band = features.from_y(standing.band, look.location[:, None], look.scale[:, None])
         lower, expected, upper = band[:, 0], band[:, 1], band[:, 2]
 
         raw = np.empty((len(rows), len(calibration.VIEWS)), np.float32)
@@ -142,7 +145,10 @@ class Detector:
         for column, values in ((scores.expected, expected), (scores.lower, lower), (scores.upper, upper)):
             column[rows] = np.where(known, values, np.nan)
         usual_value = features.from_y(usual, look.location, look.scale)
-        return Wave(rows, slots, time, value, look.elapsed, views, levels, distance, strict, usual_value, interval)
+        missed = standing.missed(y)
+        return Wave(
+            rows, slots, time, value, look.elapsed, views, levels, distance, strict, usual_value, interval, missed
+        )
 
     def _advance(self, slots: Slots, inputs: Float32) -> Float32:
         """The head's output, each series by the network that has its state."""
@@ -161,8 +167,11 @@ class Detector:
         self.recent.add(wave.slots, wave.time, wave.value)
         if self.shadow is not None:
             self.shadow.settle(wave.slots, normal)
-        teaches = self.statistics.narrow[wave.slots, Narrow.COUNT] > CALIBRATED_FROM
-        teaches &= scores.unscored[wave.rows] != Unscored.GAP
+        count = self.statistics.narrow[wave.slots, Narrow.COUNT]
+        no_gap = scores.unscored[wave.rows] != Unscored.GAP
+        forecast = no_gap & ~np.isnan(wave.elapsed)
+        self.forecasters.learn(wave.slots[forecast], wave.missed[forecast], normal[forecast])
+        teaches = no_gap & (count > CALIBRATED_FROM)
         self.calibration.learn(wave.slots[teaches], wave.views[teaches], normal[teaches])
         self.latest[wave.slots] = np.column_stack(
             (
@@ -240,8 +249,7 @@ class Detector:
     def begin_anew(self, slots: Slots) -> None:
         """What these series do now is their normal: they are as new, with their last reading as their first."""
         self.statistics.begin_anew(slots)
-        self.calibration.reset(slots)
-        self.stepper.reset(slots)
+        self._forget(slots)
         self.show_value(slots, self.latest[slots, 1])
 
     def show_value(self, slots: Slots, value: Float64) -> None:
@@ -249,16 +257,21 @@ class Detector:
         self.latest[slots] = np.nan
         self.latest[slots, 1] = value
 
-    def evict(self, slots: Slots) -> None:
-        """Forgets these series: their slots are as new."""
-        self.statistics.reset(slots)
+    def _forget(self, slots: Slots) -> None:
+        """All but the statistics."""
         self.calibration.reset(slots)
+        self.forecasters.reset(slots)
         self.stepper.reset(slots)
         if self._incoming is not None:
             self._incoming.reset(slots)
         self.recent.reset(slots)
         if self.shadow is not None:
             self.shadow.forget(slots)
+
+    def evict(self, slots: Slots) -> None:
+        """Forgets these series: their slots are as new."""
+        self.statistics.reset(slots)
+        self._forget(slots)
         self.latest[slots] = np.nan
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -266,7 +279,7 @@ class Detector:
         statistics = {f"statistics.{f.name}": getattr(self.statistics, f.name) for f in fields(self.statistics)}
         calibrated = {"calibration": self.calibration.rows, "histogram": self.calibration.histogram}
         recent: dict[str, NDArray[np.generic]] = {"recent": self.recent.ring, "recent.count": self.recent.count}
-        return statistics | calibrated | recent | {"latest": self.latest}
+        return statistics | calibrated | recent | {"forecasters": self.forecasters.rows, "latest": self.latest}
 
     def export(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the first `count` rows of every state array, by name."""

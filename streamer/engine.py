@@ -798,6 +798,8 @@ class Engine:
             self._metrics.set("series", len(self._shard.registry))
             self._metrics.set("series_warming", self._shard.warming())
             self._metrics.set("series_paused", len(self._shard.paused()))
+            for forecaster, count in self._shard.in_charge().items():
+                self._metrics.set("forecaster_in_charge", count, forecaster.name.lower())
             for kind in ALARM_KINDS:
                 self._metrics.set("alarms_open", kinds[kind], kind)
             self._metrics.set("last_progress_timestamp_seconds", now)
@@ -810,6 +812,7 @@ class Engine:
         latest = self._shard.detector.latest[slots]
         score, value, expected, lower, upper = latest.T.copy()
         self.table = SeriesTable(self._shard.registry.keys(slots), score, value, expected, lower, upper)
+        self.loss = self._shard.forecast_loss(slots)
 
     # --- What a person asks for ---
 

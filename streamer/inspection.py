@@ -79,6 +79,8 @@ class Inspection(NamedTuple):
     """by series; neither late ones nor those that came twice"""
     paused: list[str]
     """series in maintenance"""
+    in_charge: dict[str, int]
+    """series by the forecaster in charge"""
     alarms: list[Alarm]
     """the open ones"""
     sha256: str
@@ -111,6 +113,7 @@ class Inspection(NamedTuple):
         if self.paused:
             more = f" and {len(self.paused) - MOST_SHOWN} more" if len(self.paused) > MOST_SHOWN else ""
             lines["paused"] = ", ".join(self.paused[:MOST_SHOWN]) + more
+        lines["in charge"] = ", ".join(f"{name} of {count} series" for name, count in self.in_charge.items())
         lines["open alarms"] = len(self.alarms)
         lines |= {f"  {a.id}": f"{a.kind} {a.key}" for a in self.alarms[:MOST_SHOWN]}
         lines["SHA-256"] = self.sha256
@@ -156,6 +159,7 @@ def inspect(directory: Path, shard: Shard) -> Inspection:
         readings=sum(applied.values()),
         readings_applied=applied,
         paused=sorted(map(registry.key, shard.paused().tolist())),
+        in_charge={forecaster.name.lower(): count for forecaster, count in shard.in_charge().items()},
         alarms=shard.open_alarms(),
         sha256=sha256,
         sha256_with_arrivals=sha256_with_arrivals,

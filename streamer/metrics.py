@@ -30,7 +30,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
 from streamer.exposition import GAUGES, LABELS, SeriesTable, SeriesText
-from streamer.readings import Float64, Unscored
+from streamer.readings import Float64, Forecaster, Unscored
 
 PREFIX = "streamer_"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -49,6 +49,7 @@ class _Family(NamedTuple):
 
 ALARM_KINDS = ("value", "silent")
 RETRAIN_RESULTS = ("promoted", "rejected", "failed", "too_little_data", "stale")
+FORECASTERS = tuple(forecaster.name.lower() for forecaster in Forecaster)
 NOT_SCORED = tuple(reason.name.lower() for reason in Unscored if reason is not Unscored.SCORED)
 
 FAMILIES: Mapping[str, _Family] = MappingProxyType(
@@ -92,6 +93,12 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "series": _Family("gauge", "Series that have state."),
         "series_warming": _Family("gauge", "Series that have too few readings for a score."),
         "series_paused": _Family("gauge", "Series in maintenance: neither judged nor learned from."),
+        "forecaster_in_charge": _Family(
+            "gauge",
+            "Series by which forecaster is in charge: the one with the smaller recent error.",
+            "forecaster",
+            FORECASTERS,
+        ),
         "series_limit": _Family("gauge", "Series that may have state: limits.max_series."),
         "series_refused_total": _Family(
             "counter", "Readings of new series that were not admitted, by reason.", "reason", ("rate", "full")

@@ -55,6 +55,13 @@ class Unscored(enum.IntEnum):
     PAUSED = 5
 
 
+class Forecaster(enum.IntEnum):
+    """Who forecasts a series; the label of `streamer_forecaster_in_charge`."""
+
+    LSTM = 0
+    BASELINE = 1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Readings in the order in which they came; all arrays `(n,)`."""
@@ -121,6 +128,8 @@ class Wave:
     """what this time of day usually holds, in the series' own unit: what the views `level` and `drift` judge by"""
     interval: Float64
     """seconds of event time between the series' readings, usually"""
+    missed: Float32
+    """(n, 5): how far off each forecast was, in the order of `baseline.Column`"""
 
 
 @dataclass(frozen=True, slots=True)

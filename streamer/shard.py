@@ -17,14 +17,14 @@ from models.weights import Weights
 from streamer.alarms import Change, Note, SavedSilence, SavedValue, SilenceAlarms, ValueAlarms
 from streamer.clock import Cadence
 from streamer.detector import DIFFERENT_SECONDS, Detector, no_scores, waves
-from streamer.readings import Alarm, Batch, Bool, Flag, Float64, Int32, Scores, Unscored
+from streamer.readings import Alarm, Batch, Bool, Flag, Float64, Forecaster, Int32, Scores, Unscored
 from streamer.records import Abnormal
 from streamer.registry import FREE, Registry, RegistryState
 from streamer.reorder import Reorder
 
-MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram")
+MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram", "forecasters")
 """Arrays that mean nothing under other weights."""
-LATER = ("recent", "recent.count", "pauses")
+LATER = ("recent", "recent.count", "pauses", "forecasters")
 """Arrays that a snapshot of an earlier version has not: they begin anew, with zeros."""
 LISTENED_SECONDS = (
     3600.0  # after an outage, or when the clock was set: so long every series has to show that it is there
@@ -335,6 +335,15 @@ class Shard:
         """How many series have no verdict yet."""
         count = self.registry.rows
         return int((self.detector.is_warming(count) & (self.registry.devices >= 0)).sum())
+
+    def forecast_loss(self, slots: NDArray[np.integer]) -> float:
+        """How far off the weights have been on these series of late, in usual steps of each; NaN if nobody knows."""
+        return self.detector.forecasters.loss(slots.astype(np.intp))
+
+    def in_charge(self) -> dict[Forecaster, int]:
+        """How many series each forecaster is in charge of."""
+        leads = self.detector.forecasters.lstm_leads(slice(self.registry.rows))[self.registry.devices >= 0]
+        return {Forecaster.LSTM: int(leads.sum()), Forecaster.BASELINE: int((~leads).sum())}
 
     def idle(self, now: float, idle_seconds: float, most: int) -> NDArray[np.intp]:
         """The slots that can best be spared, at most `most`: they have sent nothing for `idle_seconds`.

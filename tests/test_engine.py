@@ -313,6 +313,15 @@ def test_each_fate_is_counted_by_its_name() -> None:
     assert {name: numbers[name] for name in expected} == expected
 
 
+def test_who_is_in_charge_is_counted() -> None:
+    """Each series once: a cycle that the LSTM sees coming, and one that is too young."""
+    bench = Bench(weights=shipped_weights())
+    bench.report("cycle", (20 + 5 * np.sin(2 * np.pi * np.arange(200) / 40)).tolist())
+    bench.report("young", noise(5).tolist())
+    numbers = bench.numbers()
+    assert (numbers["forecaster_in_charge", "lstm"], numbers["forecaster_in_charge", "baseline"]) == (1, 1)
+
+
 def test_a_reading_that_is_refused_founds_no_series() -> None:
     """Neither a future time nor a number beyond all measure takes a slot."""
     bench = Bench()

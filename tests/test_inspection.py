@@ -42,6 +42,7 @@ def test_it_says_what_is_there(tmp_path: Path) -> None:
     assert (found.journal_first, found.journal_end, found.journal_replayed) == (0, 41, 20 * SERIES)
     assert (found.problems, found.alarms, found.in_use_by, found.left_behind) == ([], [], None, None)
     assert found.summary()["journal"] == "records 0 to 40"
+    assert sum(found.in_charge.values()) == SERIES
 
 
 def test_it_names_the_series_that_are_paused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from models.step import state_size
 from models.weights import ForecasterConfig
 from streamer.alarms import Change
 from streamer.readings import Batch, Unscored
-from streamer.shard import Shard, State
+from streamer.shard import LATER, MADE_BY_WEIGHTS, Shard, State
 from tests.streams import START, batch, cut, feed, new_shard, noise, random_weights, shipped_weights, stream
 
 KEYS = ["plant/a#t", "plant/a#p", "plant/b#t", "plant/b#p", "plant/c"]
@@ -216,13 +216,26 @@ def test_state_of_other_weights_keeps_statistics_and_leaves_the_hidden_state_beh
     assert left_behind is not None
     assert "other weights" in left_behind
     mine, theirs = second.export().arrays, first.export().arrays
-    assert not mine["recurrent"].any()
-    assert not mine["calibration"].any()
-    assert not mine["histogram"].any()
-    for name in mine.keys() - {"recurrent", "calibration", "histogram"}:
+    for name in MADE_BY_WEIGHTS:
+        assert not mine[name].any(), name
+    for name in mine.keys() - set(MADE_BY_WEIGHTS):
         np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
     assert second.open_alarms() == first.open_alarms()
     assert len(second.registry) == len(KEYS)
+
+
+def test_a_state_from_before_there_was_a_baseline_is_used() -> None:
+    """All of it goes on; who is in charge is found out anew."""
+    first, _ = in_alarm()
+    state = through_json(first.export())
+    for name in LATER:
+        del state.arrays[name]
+    second = new_shard([], max_series=5)
+    assert second.restore(state) is None
+    mine, theirs = second.export().arrays, first.export().arrays
+    assert not mine["forecasters"].any()
+    for name in mine.keys() - set(LATER):
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
 
 
 LAYOUTS = {
