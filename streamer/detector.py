@@ -14,7 +14,7 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
-from models import calibration, features, mixture
+from models import calibration, features, mixture, scorer
 from models.features import Narrow, Wide
 from models.step import NumpyStepper, Stepper, TorchStepper
 from models.weights import Weights
@@ -66,6 +66,7 @@ class Detector:
             if device == "cpu"
             else TorchStepper(weights, capacity, device)
         )
+        self.scorer = NumpyStepper(scorer.shipped(), capacity)
         self.latest = np.full((capacity, len(LATEST)), np.nan)
         """the last reading's score, value, expected, lower, upper: what metrics and pages show"""
 
@@ -117,13 +118,20 @@ class Detector:
         is_long = look.elapsed > np.maximum(GAP_INTERVALS * interval, GAP_LEAST_SECONDS)
         gap = ~warming & (is_long | (look.elapsed < 0))
         scores.unscored[rows] = np.select([warming, gap], [Unscored.WARMING, Unscored.GAP], Unscored.SCORED)
-        score = np.where(warming | gap, np.nan, levels.max(axis=1))
-        known = count > 0
-        scores.score[rows] = score
-        scores.view[rows] = levels.argmax(axis=1)
+        usual_value = features.from_y(usual, look.location, look.scale)
+        previous = self.statistics.wide[slots, Wide.VALUE]
+        step = self.statistics.narrow[slots, Narrow.STEP]
+        seen = scorer.inputs(
+            value, previous, band, usual_value, look.location, look.scale, step, count, views, levels, strict
+        )
+        evidence = self.scorer.step(slots, seen)[:, 0]
+        known, calibrated = count > 0, levels.max(axis=1)
+        score = scorer.score(calibrated, evidence)
+        scores.score[rows] = np.where(warming | gap, np.nan, score)
+        is_pattern = (score >= 1) & (calibrated < 1)
+        scores.view[rows] = np.where(is_pattern, calibration.PATTERN, levels.argmax(axis=1))
         for column, values in ((scores.expected, expected), (scores.lower, lower), (scores.upper, upper)):
             column[rows] = np.where(known, values, np.nan)
-        usual_value = features.from_y(usual, look.location, look.scale)
         return Wave(rows, slots, time, value, look.elapsed, views, levels, distance, strict, usual_value, interval)
 
     def learn(self, scores: Scores, wave: Wave, normal: Bool) -> None:
@@ -151,17 +159,22 @@ class Detector:
         self.statistics.reset(slots)
         self.calibration.reset(slots)
         self.stepper.reset(slots)
+        self.scorer.reset(slots)
         self.latest[slots] = np.nan
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Every state array but the recurrent one, by name."""
+        """Every state array but the recurrent ones, by name."""
         statistics = {f"statistics.{f.name}": getattr(self.statistics, f.name) for f in fields(self.statistics)}
         calibrated = {"calibration": self.calibration.rows, "histogram": self.calibration.histogram}
         return statistics | calibrated | {"latest": self.latest}
 
     def export(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the first `count` rows of every state array, by name."""
-        arrays: dict[str, NDArray[np.generic]] = {"recurrent": self.stepper.export(slice(count))}
+        first = slice(count)
+        arrays: dict[str, NDArray[np.generic]] = {
+            "recurrent": self.stepper.export(first),
+            "scorer": self.scorer.export(first),
+        }
         return arrays | {name: array[:count].copy() for name, array in self.arrays().items()}
 
     def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
@@ -169,8 +182,9 @@ class Detector:
         for name, array in self.arrays().items():
             if name in arrays:
                 array[: len(arrays[name])] = arrays[name]
-        if "recurrent" in arrays:
-            self.stepper.restore(arrays["recurrent"].astype(np.float32, copy=False))
+        for name, stepper in (("recurrent", self.stepper), ("scorer", self.scorer)):
+            if name in arrays:
+                stepper.restore(arrays[name].astype(np.float32, copy=False))
 
 
 LATEST = ("score", "value", "expected", "lower", "upper")

@@ -19,7 +19,7 @@ LAYERS = (
     {"alarms", "baseline", "clock", "detector", "disk", "inbox", "inspection", "journal", "outbox", "payloads"}
     | {"records", "recovery", "redelivery", "registry", "reorder", "safekeeping", "shard", "snapshot", "statedir"}
     | {"endings", "packets", "wire"},  # what mqtt is made of
-    {"diskthread", "engine", "replay", "report", "retrain"},
+    {"diskthread", "engine", "lessons", "replay", "report", "retrain"},
     {"probe", "wiring"},
     {"app", "doctor"},
     {"cli"},

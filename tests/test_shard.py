@@ -219,7 +219,8 @@ def test_state_of_other_weights_keeps_statistics_and_leaves_the_hidden_state_beh
     assert not mine["recurrent"].any()
     assert not mine["calibration"].any()
     assert not mine["histogram"].any()
-    for name in mine.keys() - {"recurrent", "calibration", "histogram"}:
+    assert not mine["scorer"].any()
+    for name in mine.keys() - {"recurrent", "scorer", "calibration", "histogram"}:
         np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
     assert second.open_alarms() == first.open_alarms()
     assert len(second.registry) == len(KEYS)
