@@ -35,6 +35,8 @@ VIEWS = (
     "drift",  # the same over the last 16 or so: what stays away, however little
 )
 ERROR, LEVEL, DRIFT = range(len(VIEWS))
+PATTERN = len(VIEWS)  # the number of what is no view of one reading: the evidence of `scorer` made the score
+NAMES = (*VIEWS, "pattern")
 SMOOTHING = np.array([1.0, 1 / 3, 1 / 16], np.float32)  # weight of the newest reading in each view
 MOST_DRIFT = 3.05  # ten scales, of one reading in `drift`: else one wild reading would last for fifty; mid of a bin
 

@@ -200,9 +200,7 @@ def inject(rng: np.random.Generator, clean: Float64, *, every: tuple[float, floa
             make, shortest, longest = KINDS[name]
             length = min(int(np.exp(rng.uniform(np.log(shortest), np.log(longest + 1)))), steps - start)
             at, floor = _place(rng, clean, row, start, float(x[start - 1] - clean[row, start - 1]))
-            part = make(at, x[start : start + length].copy())
-            if grid:
-                part = x[start] + np.round((part - x[start]) / grid) * grid
+            part = _quantised(make(at, x[start : start + length].copy()), float(x[start]), grid)
             shows = np.abs(part - x[start : start + length]) > floor
             if shows.mean() < 0.2 or (shows.sum() < 3 and name != "spike"):
                 start += 50
@@ -234,6 +232,11 @@ def _place(rng: np.random.Generator, clean: Float64, row: int, start: int, offse
     return Place(rng, x, other, recent, start, spread, float(size)), max(0.5 * difference, 0.03 * spread)
 
 
+def _quantised(part: Float64, base: float, grid: float) -> Float64:
+    """Whole steps away from `base`; as it is if `grid` is 0."""
+    return base + np.round((part - base) / grid) * grid if grid else part
+
+
 def _grid(x: Float64) -> float:
     """The step of a quantised series; 0 for any other."""
     values = np.unique(x)
@@ -242,3 +245,73 @@ def _grid(x: Float64) -> float:
     apart = np.diff(values)
     step = float(apart[apart > 1e-9 * np.abs(values).max()].min(initial=np.inf))
     return step if np.isfinite(step) else 0.0
+
+
+RECURRING_SHARE, CHANGING_SHARE = 0.1, 0.1  # of the series
+FAMILIAR = 3  # times that an oddity has been seen, and then belongs to the series
+RECURRING = (
+    "spike", "burst", "bump", "decay", "shift", "ramp", "freeze", "noisier", "quieter", "amplitude", "context",
+    "stuck", "clipped", "dynamics",
+)  # fmt: skip
+
+
+def _later(at: Place, x: Float64) -> Float64:
+    return _elsewhere(at, at.start - at.rng.integers(3, 200) + np.arange(len(x), dtype=np.float64))
+
+
+def _slower(at: Place, x: Float64) -> Float64:
+    return _elsewhere(at, at.start + float(at.rng.uniform(0.4, 0.9)) * np.arange(len(x), dtype=np.float64))
+
+
+CHANGES = (_shift, _dynamics, _amplitude, _later, _slower)
+
+
+class Lawful(NamedTuple):
+    """Series with oddities that belong to them; arrays are `(count, steps)`."""
+
+    value: Float64
+    is_unclear: NDArray[np.bool_]
+    """nobody can know yet that it belongs to the series"""
+
+
+def lawful(rng: np.random.Generator, clean: Float64) -> Lawful:
+    """What looks like an anomaly and is none: in some series it recurs, in some it comes to stay.
+
+    What recurs does so with one size and one length, in time or by chance. Its first few times are unclear, and so is
+    a change for a while: an operator may want an alarm of them or not.
+    """
+    value, unclear = clean.copy(), np.zeros(clean.shape, np.bool_)
+    for row in np.flatnonzero(rng.random(len(clean)) < RECURRING_SHARE):
+        _recur(rng, clean, int(row), value[row], unclear[row])
+    for row in np.flatnonzero(rng.random(len(clean)) < CHANGING_SHARE):
+        _change(rng, clean, int(row), value[row], unclear[row])
+    return Lawful(value, unclear)
+
+
+def _recur(rng: np.random.Generator, clean: Float64, row: int, x: Float64, unclear: NDArray[np.bool_]) -> None:
+    steps = len(x)
+    name = str(rng.choice(RECURRING))
+    make, shortest, longest = KINDS[name]
+    length = int(np.exp(rng.uniform(np.log(shortest), np.log(min(longest, 100) + 1))))
+    gap = length + np.exp(rng.uniform(np.log(15), np.log(600)))
+    is_regular = rng.random() < 0.5
+    first, _ = _place(rng, clean, row, RECENT, 0.0)
+    grid, start, times = _grid(clean[row]), FIRST // 2 + int(rng.uniform(0, gap)), 0
+    while start < steps - length:
+        at, _ = _place(rng, clean, row, start, 0.0)
+        at = at._replace(spread=first.spread, size=first.size * rng.uniform(0.8, 1.2))
+        part = make(at, clean[row, start : start + length].copy())
+        x[start : start + length] = (
+            clean[row, start] + np.round((part - clean[row, start]) / grid) * grid if grid else part
+        )
+        times += 1
+        unclear[start : start + length + AFTERMATH] |= times <= FAMILIAR
+        start += int(gap) if is_regular else length + 1 + int(rng.exponential(gap - length))
+
+
+def _change(rng: np.random.Generator, clean: Float64, row: int, x: Float64, unclear: NDArray[np.bool_]) -> None:
+    start = int(rng.integers(RECENT, len(x)))
+    at, _ = _place(rng, clean, row, start, float(x[start - 1] - clean[row, start - 1]))
+    part, grid = CHANGES[rng.integers(len(CHANGES))](at, x[start:].copy()), _grid(clean[row])
+    x[start:] = _quantised(part, float(x[start]), grid)
+    unclear[start : start + int(np.exp(rng.uniform(np.log(30), np.log(300))))] = True

@@ -23,6 +23,7 @@ from models import cells
 
 FORMAT, FORMAT_VERSION = "anomaly-streamer weights", 1
 SEAL = "manifest_sha256"
+HEAD_SIZE = 9  # of a forecaster: a mixture of three distributions
 BASE = Path(__file__).with_name("base.safetensors")
 MOST_BYTES, MOST_MANIFEST_BYTES = 1 << 30, 1 << 24
 MOST_LAYERS, MOST_ATTENTION = 64, 4096  # by eye: far above any use, far below what a damaged number could ask for
@@ -85,10 +86,10 @@ def manifest_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def save(weights: Weights, path: Path) -> Weights:
+def save(weights: Weights, path: Path, *, outputs: int = HEAD_SIZE) -> Weights:
     """Writes both files, the manifest last; each appears whole or not at all. Raises WeightsError as `check` does."""
     beside = manifest_path(path)
-    check(path, weights.config, weights.tensors)
+    check(path, weights.config, weights.tensors, outputs)
     raw = save_tensors({name: np.ascontiguousarray(value, np.float32) for name, value in weights.tensors.items()})
     digest = hashlib.sha256(raw).hexdigest()
     manifest: dict[str, object] = {
@@ -114,8 +115,11 @@ def _write(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def load(path: Path = BASE) -> Weights:
-    """Reads both files. Raises WeightsError, which names the file, for anything that is not as the manifest says."""
+def load(path: Path = BASE, *, outputs: int = HEAD_SIZE) -> Weights:
+    """Reads both files, of a network with so many `outputs`.
+
+    Raises WeightsError, which names the file, for anything that is not as the manifest says.
+    """
     beside = manifest_path(path)
     manifest = _manifest(beside)
     config = _config(beside, manifest.get("config"))
@@ -131,12 +135,12 @@ def load(path: Path = BASE) -> Weights:
         tensors = load_tensors(raw)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:  # KeyError: a type that numpy has not
         raise WeightsError(f"{path}: cannot be read as weights: {error}") from error
-    check(path, config, tensors)
+    check(path, config, tensors, outputs)
     recipe = manifest.get("recipe")
     return Weights(config, tensors, recipe if isinstance(recipe, dict) else {}, digest)
 
 
-def expected_shapes(config: ForecasterConfig, head_size: int = 9) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: ForecasterConfig, head_size: int = HEAD_SIZE) -> dict[str, tuple[int, ...]]:
     """Every tensor a forecaster of this shape has. `lstm.` are the recurrent layers, whatever their cell."""
     hidden = config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
@@ -172,9 +176,11 @@ def check_streams(config: ForecasterConfig) -> None:
         )
 
 
-def check(path: Path, config: ForecasterConfig, tensors: dict[str, NDArray[np.float32]]) -> None:
-    """Raises WeightsError unless the tensors are those of a forecaster of this shape, float32 and finite."""
-    wanted = expected_shapes(config)
+def check(
+    path: Path, config: ForecasterConfig, tensors: dict[str, NDArray[np.float32]], outputs: int = HEAD_SIZE
+) -> None:
+    """Raises WeightsError unless the tensors are those of a network of this shape, float32 and finite."""
+    wanted = expected_shapes(config, outputs)
     found = {name: value.shape for name, value in tensors.items()}
     if found != wanted:
         off = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))

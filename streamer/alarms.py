@@ -2,8 +2,9 @@
 
     score >= 1                                        opened, or joined: updated
     a score a quarter higher than the last told       updated
-    10 readings in a row nearer than half of it, and
-    than half as far as it was, to the old normal     the series no longer holds the alarm; the last one: closed
+    10 readings in a row well below it, nearer to the
+    old normal than half of it, and than half as far
+    as it was                                         the series no longer holds the alarm; the last one: closed
 
 The forecast gets used to a fault that stays, and it is rare no more; the distance from the old normal does not: its
 statistics stand still while an alarm is open. So a jump that stays keeps its alarm, however well it is known by then.
@@ -33,6 +34,7 @@ from streamer.registry import Registry
 
 OPEN_SCORE = 1.0
 CALM_SCORE = 0.5
+WELL_BELOW = 0.8  # by eye: a score that hovers about 1 is one alarm
 CALM_READINGS = 10
 UPDATE_RATIO = 1.25
 LASTING = [calibration.LEVEL, calibration.DRIFT]  # the views that do not get used to a fault
@@ -215,7 +217,7 @@ class ValueAlarms:
                 notes.append(Note(at, slot, time, "noted", _reading(row, wave, scores), None))
                 continue
             normal[row] = False
-            self._calm(member, wave, row, scored=not np.isnan(score[row]))
+            self._calm(member, wave, row, float(score[row]))
             ended = member.since if member.calm >= CALM_READINGS else None
             notes.append(Note(at, slot, time, what, _reading(row, wave, scores) if is_worst else None, ended))
             if ended is not None:
@@ -236,13 +238,13 @@ class ValueAlarms:
         return False
 
     @staticmethod
-    def _calm(member: Member, wave: Wave, row: int, *, scored: bool) -> None:
-        if not scored:
+    def _calm(member: Member, wave: Wave, row: int, score: float) -> None:
+        if np.isnan(score):
             return  # no verdict is no sign of calm
         distances, lasting = wave.distances[row], float(wave.distances[row, LASTING].max())
         member.furthest = max(member.furthest, lasting)
         member.lasts |= max(lasting, float(wave.levels[row, LASTING].max())) >= OPEN_SCORE
-        is_calm = distances[calibration.ERROR] < CALM_SCORE
+        is_calm = distances[calibration.ERROR] < CALM_SCORE and score < WELL_BELOW
         if member.lasts:  # never asked to be nearer than nine readings in ten always are
             is_calm &= _is_back(member, wave, row, 1.0 / float(wave.strictness[row]))
         member.calm = member.calm + 1 if is_calm else 0
@@ -438,12 +440,12 @@ def _channel(key: str, share: float, reading: Reading) -> Channel:
         key,
         share,
         reading.score,
-        calibration.VIEWS[view],
+        calibration.NAMES[view],
         reading.value,
         reading.expected,
         reading.lower,
         reading.upper,
-        reading.usual if view in LASTING else None,
+        None if view == calibration.ERROR else reading.usual,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
-from models import calibration, features, mixture
+from models import calibration, features, mixture, scorer
 from models.features import Narrow, Wide
 from models.step import NumpyStepper, Stepper, TorchStepper
 from models.weights import Weights
@@ -69,6 +69,7 @@ class Detector:
         self.forecasters = Forecasters.allocate(capacity)
         self.recent = Recent(capacity)
         self.stepper = self._new_stepper(weights, offline=offline)
+        self.scorer = NumpyStepper(scorer.shipped(), capacity)
         self._incoming: Stepper | None = None
         self._rebuilt = 0
         """slots below it are stepped by `_incoming`, while there is one"""
@@ -116,12 +117,16 @@ class Detector:
         if self.shadow is not None:
             is_served = np.full(len(slots), True) if self._incoming is None else slots < self._rebuilt
             self.shadow.step(slots, look, forecast, y, is_served & (count >= WARM_READINGS))
-        standing = self.forecasters.forecast(slots, look, mixture.quantiles(forecast))
-        band = features.from_y(standing.band, look.location[:, None], look.scale[:, None])
-        lower, expected, upper = band[:, 0], band[:, 1], band[:, 2]
+        quantiles = mixture.quantiles(forecast)
+        standing = self.forecasters.forecast(slots, look, quantiles)
+        # Who is in charge gives what people see. The score goes by the LSTM: who leads changes, a rank must not.
+        told, band = (
+            features.from_y(each, look.location[:, None], look.scale[:, None]) for each in (standing.band, quantiles)
+        )
+        lower, expected, upper = told[:, 0], told[:, 1], told[:, 2]
 
         raw = np.empty((len(rows), len(calibration.VIEWS)), np.float32)
-        raw[:, calibration.ERROR] = np.minimum(np.arcsinh(np.abs(value - expected) / look.scale), features.Y_LIMIT)
+        raw[:, calibration.ERROR] = np.minimum(np.arcsinh(np.abs(value - band[:, 1]) / look.scale), features.Y_LIMIT)
         usual = look.inputs[:, DAY_VALUE] * look.inputs[:, DAY_KNOWN]
         away = np.abs(y - usual)
         raw[:, calibration.LEVEL] = away
@@ -138,13 +143,20 @@ class Detector:
         is_long = look.elapsed > np.maximum(GAP_INTERVALS * interval, GAP_LEAST_SECONDS)
         gap = ~warming & (is_long | (look.elapsed < 0) | after_pause)
         scores.unscored[rows] = np.select([warming, gap], [Unscored.WARMING, Unscored.GAP], Unscored.SCORED)
-        score = np.where(warming | gap, np.nan, levels.max(axis=1))
-        known = count > 0
-        scores.score[rows] = score
-        scores.view[rows] = levels.argmax(axis=1)
+        usual_value = features.from_y(usual, look.location, look.scale)
+        previous = self.statistics.wide[slots, Wide.VALUE]
+        step = self.statistics.narrow[slots, Narrow.STEP]
+        seen = scorer.inputs(
+            value, previous, band, usual_value, look.location, look.scale, step, count, views, levels, strict
+        )
+        evidence = self.scorer.step(slots, seen)[:, 0]
+        known, calibrated = count > 0, levels.max(axis=1)
+        score = scorer.score(calibrated, evidence)
+        scores.score[rows] = np.where(warming | gap, np.nan, score)
+        is_pattern = (score >= 1) & (calibrated < 1)
+        scores.view[rows] = np.where(is_pattern, calibration.PATTERN, levels.argmax(axis=1))
         for column, values in ((scores.expected, expected), (scores.lower, lower), (scores.upper, upper)):
             column[rows] = np.where(known, values, np.nan)
-        usual_value = features.from_y(usual, look.location, look.scale)
         missed = standing.missed(y)
         return Wave(
             rows, slots, time, value, look.elapsed, views, levels, distance, strict, usual_value, interval, missed
@@ -262,6 +274,7 @@ class Detector:
         self.calibration.reset(slots)
         self.forecasters.reset(slots)
         self.stepper.reset(slots)
+        self.scorer.reset(slots)
         if self._incoming is not None:
             self._incoming.reset(slots)
         self.recent.reset(slots)
@@ -275,7 +288,7 @@ class Detector:
         self.latest[slots] = np.nan
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Every state array but the recurrent one, by name."""
+        """Every state array but the recurrent ones, by name."""
         statistics = {f"statistics.{f.name}": getattr(self.statistics, f.name) for f in fields(self.statistics)}
         calibrated = {"calibration": self.calibration.rows, "histogram": self.calibration.histogram}
         recent: dict[str, NDArray[np.generic]] = {"recent": self.recent.ring, "recent.count": self.recent.count}
@@ -283,7 +296,11 @@ class Detector:
 
     def export(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Copies of the first `count` rows of every state array, by name."""
-        arrays: dict[str, NDArray[np.generic]] = {"recurrent": self.stepper.export(slice(count))}
+        first = slice(count)
+        arrays: dict[str, NDArray[np.generic]] = {
+            "recurrent": self.stepper.export(first),
+            "scorer": self.scorer.export(first),
+        }
         return arrays | {name: array[:count].copy() for name, array in self.arrays().items()}
 
     def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
@@ -291,9 +308,10 @@ class Detector:
         for name, array in self.arrays().items():
             if name in arrays:
                 array[: len(arrays[name])] = arrays[name]
-        if "recurrent" in arrays:
-            state = arrays["recurrent"].astype(np.float32, copy=False)
-            self.stepper.put(slice(len(state)), state)
+        for name, stepper in (("recurrent", self.stepper), ("scorer", self.scorer)):
+            if name in arrays:
+                state = arrays[name].astype(np.float32, copy=False)
+                stepper.put(slice(len(state)), state)
 
 
 def placed(time: Float64, arrival_time: Bool, last: Float64, seen: Bool) -> tuple[Float64, Bool, Bool]:

@@ -94,7 +94,7 @@ class Scores:
     upper: Float64
     """the forecast's 99 % band"""
     view: UInt8
-    """which view gave the score: an index into `models.calibration.VIEWS`"""
+    """which view gave the score: an index into `models.calibration.NAMES`"""
 
     def __len__(self) -> int:
         return len(self.score)

@@ -22,9 +22,9 @@ from streamer.records import Abnormal
 from streamer.registry import FREE, Registry, RegistryState
 from streamer.reorder import Reorder
 
-MADE_BY_WEIGHTS = ("recurrent", "calibration", "histogram", "forecasters")
+MADE_BY_WEIGHTS = ("recurrent", "scorer", "calibration", "histogram", "forecasters")
 """Arrays that mean nothing under other weights."""
-LATER = ("recent", "recent.count", "pauses", "forecasters")
+LATER = ("recent", "recent.count", "pauses", "forecasters", "scorer")
 """Arrays that a snapshot of an earlier version has not: they begin anew, with zeros."""
 LISTENED_SECONDS = (
     3600.0  # after an outage, or when the clock was set: so long every series has to show that it is there
@@ -484,7 +484,8 @@ class Shard:
         """By name of the array: what gives its rows."""
         others = {"cadence": self.cadence.rows, "noted": self.value_alarms.noted, "applied": self.applied}
         arrays = self.detector.arrays() | others | {"pauses": self.pauses}
-        return {"recurrent": self.detector.stepper.export} | {n: array.__getitem__ for n, array in arrays.items()}
+        recurrent = {"recurrent": self.detector.stepper.export, "scorer": self.detector.scorer.export}
+        return recurrent | {n: array.__getitem__ for n, array in arrays.items()}
 
     def restore(self, state: State) -> str | None:
         """Becomes what `export` saw; for a shard that has met no reading. None, or what had to be left behind.

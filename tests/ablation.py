@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from models.calibration import VIEWS, Calibration, Float32, Float64, Slots
+from models import scorer
+from models.calibration import NAMES, PATTERN, Calibration, Float32, Float64, Slots
 from streamer.cli import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.ablation", description=__doc__)
-    parser.add_argument("view", choices=VIEWS)
+    parser.add_argument("view", choices=NAMES)
     given, rest = parser.parse_known_args()
-    muted = VIEWS.index(given.view)
+    muted = NAMES.index(given.view)
     ranked, far = Calibration.rarity, Calibration.distance
 
     def rarity(self: Calibration, slots: Slots, views: Float32, strict: Float64) -> Float32:
@@ -28,6 +29,12 @@ if __name__ == "__main__":
         found[:, muted] = 0
         return found
 
-    setattr(Calibration, "rarity", rarity)  # noqa: B010 # a method is no place that mypy lets anyone assign to
-    setattr(Calibration, "distance", distance)  # noqa: B010
+    def score(calibrated: Float64, _evidence: Float32) -> Float64:
+        return calibrated
+
+    if muted == PATTERN:
+        setattr(scorer, "score", score)  # noqa: B010 # a function is no place that mypy lets anyone assign to
+    else:
+        setattr(Calibration, "rarity", rarity)  # noqa: B010
+        setattr(Calibration, "distance", distance)  # noqa: B010
     sys.exit(main(["bench", "quality", *rest]))

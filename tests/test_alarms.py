@@ -97,6 +97,25 @@ def test_a_burst_that_comes_again_and_again_alarms_a_few_times_only() -> None:
     assert sum(opened[10:]) <= 2
 
 
+def test_a_noisy_sensor_that_sticks_is_told_by_the_pattern_of_its_readings() -> None:
+    """At a value that it often has: told before any view finds it odd, and over when the noise is back."""
+    keys = [f"room/{n}" for n in range(8)]
+    target = shard()
+    slot = target.registry.resolve(keys, 0.0)
+    values = np.random.default_rng(3).normal(20, 1, (1400, len(keys)))
+    values[1100:1250] = 17.5
+    changes: list[tuple[int, Change]] = []
+    for k, row in enumerate(values):
+        at = np.full(len(keys), START + 60.0 * k)
+        batch = Batch(slot, at, row, np.zeros(len(keys), np.uint8))
+        changes += [(k, change) for change in target.process(batch, float(at[0])).changes]
+    opened = {change.alarm.key: k for k, change in changes if change.what == "opened"}
+    assert opened.keys() == set(keys)
+    assert all(1100 <= k < 1115 for k in opened.values())
+    assert {change.alarm.view for _, change in changes if change.what == "opened"} == {"pattern"}
+    assert sorted(whats([change for _, change in changes])) == ["closed"] * 8 + ["opened"] * 8
+
+
 # --- One incident of a device is one alarm ---
 
 FIELDS = ["oven#temperature", "oven#power", "oven#pressure"]
@@ -251,10 +270,10 @@ def test_a_drift_is_told_with_the_usual_level() -> None:
     """The forecast follows it; the operator reads what used to be, and on which side of it the series is."""
     target = shard(budget=30.0)
     values = calm(1200)
-    values[1000:] -= 0.2 * np.arange(200)
+    values[1000:] -= 0.5 * np.arange(200)
     (opened,) = (change.alarm for change in feed(target, values))
     for alarm in (opened, *target.open_alarms()):
-        assert alarm.view in ("level", "drift")
+        assert alarm.view in ("level", "drift", "pattern")
         assert alarm.value == pytest.approx(alarm.expected, abs=0.5)
         assert alarm.usual == alarm.channels[0].usual == pytest.approx(20, abs=0.5)
         assert alarm.direction == "below"

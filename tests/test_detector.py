@@ -106,7 +106,7 @@ def test_the_place_in_the_arrays_does_not_matter() -> None:
     np.testing.assert_allclose(moved.score, AT_ONCE.score[rows], rtol=0, atol=1e-6)
 
 
-def test_scoring_changes_nothing_but_the_hidden_state() -> None:
+def test_scoring_changes_nothing_but_the_hidden_states() -> None:
     """Statistics, seasonal memory and calibration stay bit for bit until `learn`."""
     target = detector()
     end = warm(target)
@@ -114,7 +114,7 @@ def test_scoring_changes_nothing_but_the_hidden_state() -> None:
     target.score(batch([0, 1], end + 1, [1e6, 3.0]))
     after = target.export(8)
     changed = {name for name in before if not np.array_equal(before[name], after[name], equal_nan=True)}
-    assert changed == {"recurrent"}
+    assert changed == {"recurrent", "scorer"}
 
 
 def test_learning_what_is_not_normal_leaves_what_lasts_alone() -> None:

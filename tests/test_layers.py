@@ -20,7 +20,7 @@ LAYERS = (
     | {"payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "requests", "safekeeping"}
     | {"shadow", "shard", "snapshot", "statedir"}
     | {"endings", "packets", "wire"},  # what mqtt is made of
-    {"diskthread", "engine", "replay", "report", "retraining"},
+    {"diskthread", "engine", "lessons", "replay", "report", "retraining"},
     {"probe", "wiring"},
     {"app", "doctor"},
     {"cli"},

@@ -42,17 +42,17 @@ SHORT = (
 )
 FLOORS = {
     "nab_caught_at_1_per_10k": 0.55,
-    "nab_caught_at_1_per_1k": 0.60,
-    "nab_vus_pr": 0.48,
-    "nab_score_standard": 64.0,
-    "nab_score_low_fp": 50.0,
-    "nab_caught_by_alarm": 0.49,
-    "nab_false_alarms": 6.0,  # of these, no more
+    "nab_caught_at_1_per_1k": 0.80,
+    "nab_vus_pr": 0.51,
+    "nab_score_standard": 74.0,
+    "nab_score_low_fp": 70.0,
+    "nab_caught_by_alarm": 0.41,
+    "nab_false_alarms": 1.0,  # of these, no more
     "skab_caught_at_1_per_10k": 0.93,
-    "skab_vus_pr": 0.68,
+    "skab_vus_pr": 0.86,
     "3w_caught_at_1_per_10k": 0.93,
-    "3w_vus_pr": 0.94,
-    "msl_vus_pr": 0.42,
+    "3w_vus_pr": 0.95,
+    "msl_vus_pr": 0.39,
     "msl_false_alarms": 1.0,
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from models import calibration, features, mixture, weights
+from models import calibration, features, mixture, scorer, weights
+from models.scorer_recipe import Recipe
 from models.weights import BASE
 
 CARD = " ".join(BASE.with_name("MODEL_CARD.md").read_text().split())  # without its line breaks
@@ -77,3 +79,23 @@ def test_the_network_is_the_one_that_ships(shipped: Shipped) -> None:
     assert "a mixture of three logistic distributions" in CARD
     assert weights.load().config.num_layers == 1
     assert "Apache-2.0" in CARD
+
+
+def test_the_scorer_is_the_one_that_ships() -> None:
+    """Its network, lessons and recipe are those of the manifest and of the code."""
+    shipped = scorer.shipped()
+    recipe = floats(shipped.recipe)
+    assert (shipped.config.input_size, shipped.config.num_layers) == (len(scorer.INPUTS), 1)
+    parameters = sum(value.size for value in shipped.tensors.values())
+    total = recipe["sets"] * recipe["series"] * recipe["steps"] / 1e6
+    for words in (
+        f"one LSTM layer of {shipped.config.hidden_size} units over {len(scorer.INPUTS)} inputs",
+        f"{parameters:,} parameters",
+        f"{recipe['sets']} sets of {recipe['series']:,} series of {recipe['steps']:,} readings, {total:.0f} million",
+        f"chunks of {recipe['chunk']} readings, {recipe['batch']} series side by side",
+        f"{recipe['updates']:,} updates, weights averaged with {recipe['average']}, seed {recipe['seed']}",
+    ):
+        assert words in CARD
+    assert recipe == floats(asdict(Recipe()))
+    assert scorer.PER_SCORE == 6.0
+    assert "a sixth of which is added to the calibrated score" in CARD
