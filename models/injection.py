@@ -301,9 +301,7 @@ def _recur(rng: np.random.Generator, clean: Float64, row: int, x: Float64, uncle
         at, _ = _place(rng, clean, row, start, 0.0)
         at = at._replace(spread=first.spread, size=first.size * rng.uniform(0.8, 1.2))
         part = make(at, clean[row, start : start + length].copy())
-        x[start : start + length] = (
-            clean[row, start] + np.round((part - clean[row, start]) / grid) * grid if grid else part
-        )
+        x[start : start + length] = _quantised(part, float(clean[row, start]), grid)
         times += 1
         unclear[start : start + length + AFTERMATH] |= times <= FAMILIAR
         start += int(gap) if is_regular else length + 1 + int(rng.exponential(gap - length))

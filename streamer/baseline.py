@@ -4,7 +4,7 @@ The baseline knows three places where the next reading may be: where the previou
 usually happens between then and now; and what this time of day usually holds. Its median is their mean, weighted by how
 well each has done lately on this series, and its band is as wide as it has been wrong. It needs no training: a new
 series begins with it. It stays on as challenger for good. The forecaster with the smaller recent error is in charge,
-and gives expected value, band and error: one that learns has to earn its place, series by series.
+and gives expected value and band: one that learns has to earn its place, series by series.
 
 The error is that of the median, in usual steps of the series and in y, where it is made. It counts up to a limit, so
 that no single reading decides. Neither what belongs to an alarm nor the reading after a gap is taken in; only the

@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 
 RESIDENT_MB, PEAK_MB = 70.0, 80.0
 """without series: Python, numpy, the weights; at the peak a turn and what waits for the disk"""
-RESIDENT_KB, PEAK_KB = 3.8, 6.6
+RESIDENT_KB, PEAK_KB = 4.1, 7.1
 """a series more, in units of 1,000 bytes; 2.92 of them are its state, which a snapshot copies"""
 FIELDS, READINGS = 20, 12
 SECONDS = 600.0
