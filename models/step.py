@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 Slots = NDArray[np.intp]
 
+LEAST_COLUMNS = 8
 CHUNK_ROWS = 512  # measured: smaller pays overhead, larger falls out of the second-level cache
 
 
@@ -142,8 +143,11 @@ class NumpyStepper:
             self._attention = weights.tensors["attention.weight"] / np.float32(config.hidden_size**0.5)
         if config.bidirectional:
             self._future = np.zeros((capacity, config.hidden_size + config.input_size + 1), np.float32)
-        self._head = np.ascontiguousarray(weights.tensors["head.weight"].T, np.float32)
-        self._head_bias = weights.tensors["head.bias"].astype(np.float32)
+        head, bias = weights.tensors["head.weight"], weights.tensors["head.bias"]
+        if len(bias) == 1:  # BLAS multiplies one column by another routine, whose rounding depends on the rows
+            head, bias = np.repeat(head, LEAST_COLUMNS, axis=0), np.repeat(bias, LEAST_COLUMNS)
+        self._head = np.ascontiguousarray(head.T, np.float32)
+        self._head_bias = bias.astype(np.float32)
 
     def expect(self, slots: Slots, future: Float32) -> None:
         """Before a step with bidirectional weights: rows of `history.foresee` for the readings it will be given."""
