@@ -11,12 +11,15 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 import pytest
 
 from tests.servers import (
+    ALERTMANAGER,
+    Alertmanager,
     Broker,
     Certificates,
     Prometheus,
     Server,
     find_program,
     make_certificates,
+    start_alertmanager,
     start_broker,
     start_prometheus,
 )
@@ -50,8 +53,19 @@ class StartPrometheus(Protocol):
     """`servers.start_prometheus` in a directory of its own; the test's end stops it."""
 
     def __call__(
-        self, *, target_port: int, interval_seconds: int = 1, rule_files: Sequence[Path] = ()
+        self,
+        *,
+        target_port: int,
+        interval_seconds: int = 1,
+        rule_files: Sequence[Path] = (),
+        alertmanager_port: int | None = None,
     ) -> Prometheus: ...
+
+
+class StartAlertmanager(Protocol):
+    """`servers.start_alertmanager` in a directory of its own; the test's end stops it."""
+
+    def __call__(self, *, config: str) -> Alertmanager: ...
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,8 +79,8 @@ def require(config: pytest.Config, *names: str) -> None:
     for name in names:
         if find_program(name) is None:
             config.stash[ABSENT][name] += 1
-            debian = "apt-get install mosquitto prometheus openssl strace faketime e2fsprogs util-linux"
-            reason = f"SERVER ABSENT: {name!r} is not installed (Debian: {debian})"
+            debian = "mosquitto prometheus prometheus-alertmanager openssl strace faketime e2fsprogs util-linux"
+            reason = f"SERVER ABSENT: {name!r} is not installed (Debian: apt-get install {debian})"
             if os.environ.get("CI") == "true":
                 pytest.fail(f"{reason}; CI=true makes this a failure", pytrace=False)
             pytest.skip(reason)
@@ -145,6 +159,15 @@ def prometheus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """Starts Prometheus servers: `prometheus(target_port=9110).query("up")`."""
     require(request.config, "prometheus")
     yield from started_in_own_directory(start_prometheus, "prometheus", tmp_path_factory)
+
+
+@pytest.fixture
+def alertmanager(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartAlertmanager]:
+    """Starts Alertmanagers: `alertmanager(config=text)`."""
+    require(request.config, ALERTMANAGER)
+    yield from started_in_own_directory(start_alertmanager, "alertmanager", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

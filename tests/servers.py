@@ -309,13 +309,20 @@ class Prometheus(Server):
 
 
 def start_prometheus(
-    directory: Path, *, target_port: int, interval_seconds: int = 1, rule_files: Sequence[Path] = ()
+    directory: Path,
+    *,
+    target_port: int,
+    interval_seconds: int = 1,
+    rule_files: Sequence[Path] = (),
+    alertmanager_port: int | None = None,
 ) -> Prometheus:
     """A Prometheus that scrapes `/metrics` on a port of this machine as job `streamer`."""
+    alertmanagers = [f"{HOST}:{alertmanager_port}"] if alertmanager_port else []
     scrape = {"job_name": "streamer", "static_configs": [{"targets": [f"{HOST}:{target_port}"]}]}
     config = {
         "global": {"scrape_interval": f"{interval_seconds}s", "evaluation_interval": f"{interval_seconds}s"},
         "rule_files": [str(path) for path in rule_files],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": alertmanagers}]}]},
         "scrape_configs": [scrape],
     }
     (directory / "prometheus.yml").write_bytes(msgspec.json.encode(config))  # JSON is YAML
@@ -324,6 +331,31 @@ def start_prometheus(
         command = [program("prometheus"), f"--config.file={directory / 'prometheus.yml'}", "--log.level=warn"]
         command += [f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address={HOST}:{port}"]
         server = Prometheus(command, port, directory)
+        server.start()
+        return server
+
+    try:
+        return on(free_port())
+    except PortTakenError:
+        return on(free_port())
+
+
+class Alertmanager(Server):
+    """An Alertmanager of its own, without a cluster."""
+
+
+ALERTMANAGER = "prometheus-alertmanager"
+"""Debian's name for it"""
+
+
+def start_alertmanager(directory: Path, *, config: str) -> Alertmanager:
+    """`config` is the text of alertmanager.yml."""
+    (directory / "alertmanager.yml").write_text(config)
+
+    def on(port: int) -> Alertmanager:
+        command = [program(ALERTMANAGER), f"--config.file={directory / 'alertmanager.yml'}", "--log.level=warn"]
+        command += [f"--storage.path={directory / 'data'}", f"--web.listen-address={HOST}:{port}"]
+        server = Alertmanager([*command, "--cluster.listen-address="], port, directory)
         server.start()
         return server
 

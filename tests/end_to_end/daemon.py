@@ -148,9 +148,11 @@ def client(broker: Broker) -> Iterator[Client]:
     connected.max_queued_messages_set(0)  # no limit
     connected.connect(broker.host, broker.port)
     connected.loop_start()
-    yield connected
-    connected.disconnect()
-    connected.loop_stop()
+    try:
+        yield connected
+    finally:  # its thread would keep a failed test's process alive
+        connected.disconnect()
+        connected.loop_stop()
 
 
 def state_of(directory: Path, *options: str) -> dict[str, Any]:
