@@ -21,8 +21,6 @@ from tests.conftest import StartAlertmanager, StartBroker, StartPrometheus
 from tests.end_to_end.daemon import SECONDS, Daemon, client, message, running, send
 from tests.end_to_end.test_daemon import course
 from tests.servers import HOST, Prometheus
-from tests.test_deploy_grafana import TO_COME
-from tests.test_deploy_prometheus import EXPORTED
 from tests.waiting import wait_until
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
@@ -146,12 +144,7 @@ def answers(server: Prometheus, expression: str) -> list[float]:
 @pytest.mark.slow
 def test_no_panel_is_empty(mosquitto: StartBroker, prometheus: StartPrometheus, tmp_path: Path) -> None:
     """Each query of the three dashboards has an answer while a sensor is at fault; and both accounts are even."""
-    wanted = {
-        name: expression
-        for path in DASHBOARDS
-        for name, expression in questions(path)
-        if not set(re.findall(r"\bstreamer_\w+", expression)) & (TO_COME - EXPORTED)
-    }
+    wanted = {name: expression for path in DASHBOARDS for name, expression in questions(path)}
     assert len(wanted) > 70
     with plant_with_a_fault(mosquitto, tmp_path) as (daemon, plant):
         server = prometheus(target_port=daemon.http_port, rule_files=RULES)
