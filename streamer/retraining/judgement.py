@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from models.calibration import MONTH_SECONDS
 from models.weights import Weights
-from streamer.readings import Batch, Float64
+from streamer.readings import Batch, Float64, Forecaster
 from streamer.registry import Registry
 from streamer.retraining.dataset import JUDGE, Site
 from streamer.shard import Shard
@@ -61,7 +61,7 @@ def judge(
 ) -> Judgement:
     """`before`, `after` `(n,)`: the loss of each reading by the incumbent and by the candidate.
 
-    `alarms`: those that each of them raises in the judged part, as `raised` gives them.
+    `alarms`: those that each of them raises in the judged part, as `trial` gives them.
     """
     of = site.of(JUDGE)
     months = judged_months(site)
@@ -192,8 +192,17 @@ def allowed(expected: float) -> float:
     return float(max(count, 1))
 
 
-def raised(weights: Weights, site: Site, budget_per_series_month: float) -> int:
-    """How many alarms open in the judged part, of a shard that has met these readings and no others."""
+class Trial(NamedTuple):
+    """What a shard makes of the readings under some weights."""
+
+    alarms: int
+    """that open in the judged part"""
+    in_charge: float
+    """share of the series for which the LSTM, and not the baseline, is in charge at the end"""
+
+
+def trial(weights: Weights, site: Site, budget_per_series_month: float) -> Trial:
+    """Of a shard that meets these readings and no others."""
     time, value, lengths = site.history
     count = len(lengths)
     registry = Registry(count, math.inf, math.inf)
@@ -208,4 +217,5 @@ def raised(weights: Weights, site: Site, budget_per_series_month: float) -> int:
         for change in shard.process(batch, float(time[rows].max())).changes:
             if change.what == "opened" and change.series is not None:
                 alarms += int(site.part[first[int(change.series)] + t] == JUDGE)
-    return alarms
+    leads = shard.in_charge()[Forecaster.LSTM]
+    return Trial(alarms, leads / max(count, 1))

@@ -130,9 +130,9 @@ def retrain(request: Request) -> Outcome:
     judged = site.of(JUDGE)
     before, after = (retraining.losses(weights, batches, judged) for weights in (incumbent, fitted.candidate))
     budget = request.budget_per_series_month
-    alarms = judgement.raised(incumbent, site, budget), judgement.raised(fitted.candidate, site, budget)
-    found = judgement.judge(site, before, after, alarms, budget)
-    figures |= found.figures
+    old, new = (judgement.trial(weights, site, budget) for weights in (incumbent, fitted.candidate))
+    found = judgement.judge(site, before, after, (old.alarms, new.alarms), budget)
+    figures |= {**found.figures, "lstm_in_charge_before": old.in_charge, "lstm_in_charge_after": new.in_charge}
     return outcome("promoted" if found.is_better else "rejected", found.reason, fitted.candidate)
 
 
