@@ -89,8 +89,10 @@ def measure(name: str, given: list[Recording], options: argparse.Namespace) -> s
     judged = [f"{float(found.get(key, math.nan)):.3f}" for key in ("loss_before", "loss_after", "gain")]
     noise = f"{2.1 * float(found.get('gain_error', math.nan)):.3f}"
     alarms = "/".join(f"{float(found.get(key, math.nan)):.0f}" for key in ("alarms_before", "alarms_after"))
+    shares = (f"{float(found.get(f'lstm_in_charge_{when}', math.nan)):.2f}" for when in ("before", "after"))
     counts = [f"{float(found[key]):.0f}" for key in ("series", "readings", "abnormal_readings")]
-    cells = [name, *counts, *judged, noise, alarms, verdict.result, f"{seconds:.0f}", verdict.reason]
+    cells = [name, *counts, *judged, noise, alarms, " to ".join(shares)]
+    cells += [verdict.result, f"{seconds:.0f}", verdict.reason]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -105,8 +107,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     names = recordings.select(options.data, ["open"])
-    print("| set | series | readings | in alarms | loss before | after | gain | +- | alarms | verdict | s | reason |")
-    print("|" + "---|" * 12)
+    names_of = (
+        "set, series, readings, in alarms, loss before, after, gain, +-, alarms, LSTM in charge, verdict, s, reason"
+    )
+    columns = names_of.split(", ")
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
     for name in options.on.split(","):
         mine = [each for each in names if recordings.dataset_of(each) == name]
         print(measure(name, list(recordings.load(options.data, mine)), options), flush=True)
