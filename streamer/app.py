@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +51,7 @@ from streamer.retraining.policy import Plan
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
 from streamer.statedir import StateDirectory
+from streamer.systemd import ServiceManager
 from streamer.topics import command_topic
 from streamer.wire import tls_context
 from streamer.wiring import decoder_from, load_weights, shard_from, weights_path
@@ -68,9 +71,13 @@ MOST_FILTERS = 1000
 class App:
     """The daemon, put together. Everything that a person can mend is refused by the constructor or by `start`."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, clock: Clock | None = None, manager: ServiceManager | None = None) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
+        self._manager = manager or ServiceManager("", self._clock.monotonic)
+        self._told_readings = self._clock.monotonic(), 0.0  # when the status was last told, and how many they were then
+        self.has_refused = False
+        """the settings that the last SIGHUP was about"""
         self._steps = Steps(self._clock) if clock is None else None  # a clock that is handed in runs as it likes
         self._directory = StateDirectory(Path(settings.state.directory))
         self._requests = RequestFiles(self._directory.path)
@@ -170,6 +177,7 @@ class App:
 
     def start(self) -> None:
         """Takes the state directory, restores, serves, connects. Raises StateError or ServiceError."""
+        self._manager.starting("restoring the state")
         self._directory.open()
         try:
             self._remember_filters()
@@ -208,6 +216,7 @@ class App:
         What could not be taken in time is not acknowledged: the broker has it for the next start.
         """
         deadline = time.monotonic() + STOP_SECONDS
+        self._manager.stopping("taking what waits, saving the state")
         if self._retraining is not None:
             self._retraining.stop()
         self._inbox.close()
@@ -226,12 +235,14 @@ class App:
 
     def tick(self) -> None:
         """What is to be done about once a second, in the main thread."""
+        self._manager.tick(self.engine.progress_at, self.link.status().subscribed, self.status)
         self._remember_serving()
         if self._retraining is not None:
             self._retraining.tick()
 
     def reload(self, settings: Settings) -> None:
         """Takes over what can change while it runs; logs what cannot."""
+        self.has_refused = False
         now, later = changed(self._settings, settings)
         if later:
             event(log, logging.WARNING, "settings need a restart", settings=", ".join(later))
@@ -321,6 +332,23 @@ class App:
             return False, trouble
         status = self.link.status()
         return status.subscribed, status.detail
+
+    def status(self) -> str:
+        """How it is doing, in a line for people; the rate is that since it was last asked for."""
+        now, readings = self._clock.monotonic(), self.metrics.total("readings_decoded_total")
+        before, readings_before = self._told_readings
+        self._told_readings = now, readings
+        rate = (readings - readings_before) / max(now - before, 1.0)
+        link, alarms = self.link.status(), len(self.engine.alarms)
+        broker = f"{self._settings.mqtt.host}:{self._settings.mqtt.port}"
+        parts = [
+            f"{self.metrics.total('series'):.0f} series",
+            f"{rate:.1f} readings/s",
+            f"{alarms} open alarm{'' if alarms == 1 else 's'}",
+            f"broker {broker}" if link.subscribed else f"waiting for the broker {broker}: {link.detail}",
+        ]
+        refusal = "the new settings were refused, see the log" if self.has_refused else None
+        return "; ".join([*filter(None, [self.engine.trouble(), self.engine.journal_trouble(), refusal]), *parts])
 
     # --- Wires ---
 
@@ -486,7 +514,10 @@ class App:
         try:
             self._journal_files.make()
             opened = journal.open(beyond=position or 0)
-            recovered = recovery.recover(journal, opened, position, self._shard, self._redelivery)
+            recovered = recovery.recover(
+                journal, opened, position, self._shard, self._redelivery,
+                lambda at: self._manager.starting(f"replaying the journal: at {at} of {opened.end}"),
+            )  # fmt: skip
         except OSError as error:
             raise StateError(
                 f"state.directory: {self._journal_directory} cannot be used: {error.strerror}; "
@@ -597,21 +628,23 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
     signals.hold()
     listener = signals.Listener()
     listener.start()
-    app = App(settings, clock)
-    app.start()
-    while True:
-        got = listener.wait(ANSWER_SECONDS if app.serve_requests() else 1.0)
-        if app.engine.has_failed or not app.link.status().is_alive:
-            event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
-            return 1
-        app.tick()
-        if got is None:
-            continue
-        if got is signal.SIGHUP:
-            _reload(app, load)
-            continue
-        event(log, logging.INFO, "stopping", signal=got.name)
-        return 0 if app.stop() else 1
+    with closing(ServiceManager(os.environ.get("NOTIFY_SOCKET", ""), time.monotonic)) as manager:
+        app = App(settings, clock, manager)
+        app.start()
+        while True:
+            got = listener.wait(ANSWER_SECONDS if app.serve_requests() else 1.0)
+            if app.engine.has_failed or not app.link.status().is_alive:
+                event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
+                manager.stopping("a part has failed, see the log")
+                return 1
+            if got is signal.SIGHUP:
+                manager.reloading()
+                _reload(app, load)
+            app.tick()
+            if got is None or got is signal.SIGHUP:
+                continue
+            event(log, logging.INFO, "stopping", signal=got.name)
+            return 0 if app.stop() else 1
 
 
 def _reload(app: App, load: Callable[[], Settings]) -> None:
@@ -619,6 +652,7 @@ def _reload(app: App, load: Callable[[], Settings]) -> None:
         settings = load()
     except SettingsError as error:
         event(log, logging.ERROR, "settings refused, the old ones stay", reason=str(error))
+        app.has_refused = True
         return
     app.reload(settings)
 

@@ -330,6 +330,11 @@ class Metrics:
 
     # --- Reading ---
 
+    def total(self, name: str) -> float:
+        """What a counter or gauge stands at, over all its labels."""
+        with self.lock:
+            return sum(self._values[name].values())
+
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics 1.0 where `accept` names it, else the text format 0.0.4."""
         wanted = {media.partition(";")[0].strip().lower() for media in accept.split(",")}

@@ -11,7 +11,8 @@ not, what follows would go to the wrong series, and the replay ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -134,18 +135,25 @@ class Recovered(NamedTuple):
     """a sentence for each set of weights that was to serve and is not to be had: the ones before went on"""
 
 
-def recover(journal: Journal, opened: Opened, position: int | None, shard: Shard, redelivery: Redelivery) -> Recovered:
+def recover(
+    journal: Journal,
+    opened: Opened,
+    position: int | None,
+    shard: Shard,
+    redelivery: Redelivery,
+    at: Callable[[int], None] = lambda _: None,
+) -> Recovered:
     """All that follows `position`, for a shard that stands there; None: it has met no reading. Raises OSError.
 
-    Whatever goes wrong, the shard is one that can go on. Its alarm budget, and how late a reading may be, are
-    afterwards what they were before.
+    `at` is called with the position of each record that is taken in. Whatever goes wrong, the shard is one that can go
+    on. Its alarm budget, and how late a reading may be, are afterwards what they were before.
     """
     start = position or 0
     budget, lateness_seconds = shard.detector.budget_per_series_month, shard.reorder.lateness_seconds
     shard.reorder.lateness_seconds = 0.0
     before = shard.export(), redelivery.state()
     try:
-        return _replay_over_damage(journal, start, shard, redelivery)
+        return _replay_over_damage(partial(_read, journal, at), start, shard, redelivery)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001  our bug: it starts all the same, or it would for ever crash here
@@ -159,14 +167,22 @@ def recover(journal: Journal, opened: Opened, position: int | None, shard: Shard
         shard.reorder.allow(lateness_seconds)
 
 
-def _replay_over_damage(journal: Journal, start: int, shard: Shard, redelivery: Redelivery) -> Recovered:
-    whole = replay(journal.read(start), start, shard, redelivery)
+def _read(journal: Journal, at: Callable[[int], None], start: int) -> Iterator[tuple[int, Record]]:
+    for position, record in journal.read(start):
+        at(position)
+        yield position, record
+
+
+def _replay_over_damage(
+    read: Callable[[int], Iterator[tuple[int, Record]]], start: int, shard: Shard, redelivery: Redelivery
+) -> Recovered:
+    whole = replay(read(start), start, shard, redelivery)
     damage = whole.damage
     for _ in range(MOST_HOLES):
         if damage is None or whole.damage is None:
             break
         behind, taken = damage.resumes_at, shard.taken
-        part = replay(_behind_damage(journal.read(behind), shard), behind, shard, redelivery)
+        part = replay(_behind_damage(read(behind), shard), behind, shard, redelivery)
         damage = part.damage
         if part.end == behind:
             continue  # nothing that can be used before the next damage, or before the end

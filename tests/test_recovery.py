@@ -281,6 +281,17 @@ def test_what_an_earlier_run_did_not_hold_is_not_held_in_its_replay(tmp_path: Pa
     same(state._replace(arrays=arrays), whole.export())
 
 
+def test_a_replay_says_how_far_it_is(tmp_path: Path) -> None:
+    """By the position of each record, so that whoever waits sees that it goes on."""
+    states.make_state(tmp_path / "state", 41)
+    shard, redelivery, seen = states.new_shard(), Redelivery(), list[int]()
+    journal = Journal(DiskFiles(tmp_path / "state" / "journal"), lambda: START)
+    opened = journal.open()
+    recovered = recover(journal, opened, None, shard, redelivery, seen.append)
+    assert seen == list(range(recovered.end))
+    assert recovered.end == opened.end > 40
+
+
 # --- Damage ---
 
 
