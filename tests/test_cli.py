@@ -370,10 +370,10 @@ def test_history_is_labelled_with_bidirectional_weights_only(
 
 
 def test_train_without_its_word_says_what_there_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """No retraining yet; no OUT; a place that cannot be written; a name that is a manifest's: exit status 2 each."""
+    """No daemon to ask; no OUT; a place that cannot be written; a name that is a manifest's: exit status 2 each."""
     for argv, named in (
-        ([], "cannot be retrained yet"),
-        (["w.safetensors"], "cannot be retrained yet"),
+        (["--set", f"state.directory={tmp_path / 'state'}"], "no daemon runs on"),
+        (["w.safetensors"], "found w.safetensors without --pretrain"),
         (["--pretrain"], "found no OUT"),
         (["--pretrain", str(tmp_path / "absent" / "w.safetensors")], "absent/w.safetensors: cannot be written"),
         (["--pretrain", str(tmp_path / "w.json")], "is the name of a manifest"),
