@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -112,6 +113,8 @@ class Site:
 
 def read(files: Files, request: Request) -> Site:
     """At most `POOL` times `max_series_steps` readings. Raises OSError."""
+    # Positions count from the first day on, and time is split by position: by that of what is still kept.
+    request = msgspec.structs.replace(request, begin=max(request.begin, journal.begins_at(files)))
     survey = _Survey(request)
     for first, last, item in _stream(files, request, survey.notes):
         survey.take(first, last, item)

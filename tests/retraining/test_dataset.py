@@ -244,7 +244,7 @@ class Vanishing(DiskFiles):
 
     def names(self) -> list[str]:
         self.begun += 1
-        if self.begun == 2:
+        if self.begun == 3:
             self.remove(min(super().names()))
         return super().names()
 
@@ -330,3 +330,15 @@ def test_an_empty_journal_is_an_empty_site(tmp_path: Path) -> None:
     for position in (0, 10):
         site = read(request(tmp_path, position))
         assert (len(site.counts), site.device) == (0, [])
+
+
+def test_an_old_journal_is_split_as_a_new_one(tmp_path: Path) -> None:
+    """Of a million records the last few hundred are kept, as after a year: they train, stop and judge all the same."""
+    values = noise(np.random.default_rng(0), 4, 400)
+    writer = Writer(tmp_path / "journal", beyond=1_000_000)
+    writer.admit(range(4), ["a"] * 4)
+    writer.rows(values)
+    site = read(end(writer, tmp_path))
+    assert np.bincount(site.part) / 1600 == pytest.approx([0.6, 0.15, 0.25], abs=0.02)
+    assert 1_000_000 < site.judged_from < writer.journal.end
+    assert site.notes == []
