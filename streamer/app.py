@@ -255,7 +255,8 @@ class App:
                 try:
                     command = read_file(payload)
                     if isinstance(command, ModelCommand):
-                        self._requests.answer(request, self._obey(command))
+                        self._asked[request] = Future()
+                        self._asked[request].set_result(self._obey(command))
                     else:
                         self._asked[request] = self.engine.command(command)
                 except ValueError as error:
