@@ -342,3 +342,20 @@ def test_an_old_journal_is_split_as_a_new_one(tmp_path: Path) -> None:
     assert np.bincount(site.part) / 1600 == pytest.approx([0.6, 0.15, 0.25], abs=0.02)
     assert 1_000_000 < site.judged_from < writer.journal.end
     assert site.notes == []
+
+
+@pytest.mark.parametrize("kind", ["closed", "open"])
+def test_a_fault_in_which_the_clock_was_set_back_is_left_out(tmp_path: Path, kind: str) -> None:
+    """Its last reading has then an earlier time than its first: of a series whose times are those of arrival."""
+    writer = Writer(tmp_path / "journal")
+    writer.admit([0], ["a"])
+    values = noise(np.random.default_rng(0), 1, 400)[0]
+    clock = START + CADENCE * (np.arange(400) - 100 * (np.arange(400) >= 220))
+    for time, value in zip(clock, values, strict=True):
+        writer.group([0], np.array([time]), np.array([value]), Flag.ARRIVAL_TIME)
+    if kind == "closed":
+        writer.fact(Abnormal(0, float(clock[200]), float(clock[250])))
+    left_out = range(200 - WIDENED, 251 if kind == "closed" else 400)
+    given = end(writer, tmp_path, open_abnormal=[(0, float(clock[200]))] if kind == "open" else [])
+    counts = read(given).counts
+    assert [k for k in range(WARM_READINGS, 400) if not counts[k]] == list(left_out)
