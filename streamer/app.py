@@ -605,8 +605,8 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
         if app.engine.has_failed or not app.link.status().is_alive:
             event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
             return 1
-        app.tick()
         if got is None:
+            app.tick()  # not on the way to the end: the service manager ends a retraining too, which is no failure
             continue
         if got is signal.SIGHUP:
             _reload(app, load)
