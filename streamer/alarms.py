@@ -349,8 +349,8 @@ class ValueAlarms:
         return Change("closed", replace(incident.alarm, closed_at=at, updated_at=at), key)
 
     def state(self) -> SavedValue:
-        """What `restore` wants, not copied."""
-        return SavedValue(list(self._incidents.values()), list(self._members.values()))
+        """What `restore` wants, not copied; in an order that how the stream was cut does not change."""
+        return SavedValue(list(self._incidents.values()), sorted(self._members.values(), key=lambda each: each.slot))
 
     def restore(self, saved: SavedValue, *, with_kept: bool) -> None:
         """Takes over what `state` gave; without what was kept of the calibration if other weights had made it."""

@@ -266,7 +266,8 @@ class App:
                 try:
                     command = read_file(payload)
                     if isinstance(command, ModelCommand):
-                        self._requests.answer(request, self._obey(command))
+                        self._asked[request] = Future()
+                        self._asked[request].set_result(self._obey(command))
                     else:
                         self._asked[request] = self.engine.command(command)
                 except ValueError as error:
@@ -640,8 +641,8 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
             if got is signal.SIGHUP:
                 manager.reloading()
                 _reload(app, load)
-            app.tick()
             if got is None or got is signal.SIGHUP:
+                app.tick()  # not on the way to the end: the service manager ends a retraining too, which is no failure
                 continue
             event(log, logging.INFO, "stopping", signal=got.name)
             return 0 if app.stop() else 1

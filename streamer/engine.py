@@ -223,6 +223,8 @@ class Engine:
         self._remembering: Future[object] | None = None
         self._lost: list[Change] = []
         self._untold: list[Change] = []
+        self._young: deque[tuple[int, Abnormal]] = deque()
+        """what was abnormal, of which the disk may not know yet; with the position below which it would"""
         self._swept_at = -np.inf
         self._saved_at = clock.monotonic()
         self._saving: Iterator[None] | None = None
@@ -324,10 +326,10 @@ class Engine:
         self._swaps_asked += 1
 
         def begin(shard: Shard) -> None:
-            self._swaps_begun += 1
             self._watch(shard.weights if is_watched else None, is_serving=True)
             self._safekeeping.append(Swapped(generation, weights.sha256))
             shard.begin_swap(weights, generation)
+            self._swaps_begun += 1  # from here on the shard says it itself: `is_swapping` must not be False in between
             event(log, logging.INFO, "other weights come in", generation=generation, sha256=weights.sha256[:16])
 
         self.ask(begin)
@@ -342,7 +344,9 @@ class Engine:
         def look(shard: Shard) -> Occasion:
             registry = shard.registry
             devices = [registry.device_key(registry.device(s)) if registry.key(s) else "" for s in range(registry.rows)]
-            return Occasion(self._safekeeping.durable, shard.abnormal(), shard.paused().tolist(), devices)
+            self._drop_young()
+            abnormal = shard.abnormal() + [(each.slot, each.since) for _, each in self._young]
+            return Occasion(self._safekeeping.durable, abnormal, shard.paused().tolist(), devices)
 
         return self.ask(look)
 
@@ -436,7 +440,7 @@ class Engine:
     def _waits_to_save(self) -> bool:
         """A snapshot is due, and a slow disk is always at something: it ends if nothing more is taken."""
         now = self._clock.monotonic()
-        is_due = now - self._saved_at >= self._save_every_seconds()
+        is_due = now - self._saved_at >= self._save_every_seconds() and not self._shard.is_swapping
         return is_due and not self._safekeeping.is_safe and self._safekeeping.disk_trouble(now) is None
 
     def _save_every_seconds(self) -> float:
@@ -647,6 +651,13 @@ class Engine:
     def _append_each(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
             self._safekeeping.append(fact)
+            if isinstance(fact, Abnormal):
+                self._young.append((self._safekeeping.end, fact))
+        self._drop_young()
+
+    def _drop_young(self) -> None:
+        while self._young and self._young[0][0] <= self._safekeeping.durable:
+            self._young.popleft()
 
     def _hear(self, keys: list[str], now: float) -> None:
         """Readings of these series were refused; but somebody is there."""

@@ -116,11 +116,16 @@ class Generations:
         self.directory.mkdir(mode=0o700, exist_ok=True)
         taken = [int(name[:6]) for name in os.listdir(self.directory) if _NUMBERED.match(name)]
         path = self.path(max(taken, default=0) + 1)
-        for source, copy in ((file, path), (weights_files.manifest_path(file), weights_files.manifest_path(path))):
-            _write(copy, source.read_bytes())
         number = int(path.stem)
-        about = Generation(number, weights_files.load(path).sha256, origin, now, trained_until, verdict or {})
-        _write(self._about_path(number), msgspec.json.encode(about))
+        try:
+            for source, copy in ((file, path), (weights_files.manifest_path(file), weights_files.manifest_path(path))):
+                _write(copy, source.read_bytes())
+            about = Generation(number, weights_files.load(path).sha256, origin, now, trained_until, verdict or {})
+            _write(self._about_path(number), msgspec.json.encode(about))
+        except BaseException:  # on a disk that stays full each attempt would leave more
+            for left in self.directory.glob(f"{number:06d}.*"):
+                left.unlink(missing_ok=True)
+            raise
         sync_directory(self.directory)
         return about
 
@@ -192,5 +197,5 @@ def _read(path: Path, kind: type[T]) -> T | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         with open(descriptor, "rb") as file:
             return msgspec.json.decode(file.read(MOST_BYTES), type=kind)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

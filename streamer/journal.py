@@ -335,6 +335,11 @@ def read(files: Files, start: int) -> Iterator[tuple[int, Record]]:
             raise _damaged(_Hole(max(start, hole.position), hole.resumes_at), first)
 
 
+def begins_at(files: Files) -> int:
+    """The position of the oldest record that is kept; 0 where there is none. Raises OSError."""
+    return min(_logs(files), default=0)
+
+
 # --- Segments ---
 
 

@@ -8,6 +8,7 @@ MQTT where `mqtt.commands` is on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -161,8 +162,9 @@ class RequestFiles:
         """The requests that have come, the oldest first, at most MOST_AT_ONCE; `now` epoch seconds."""
         for name in os.listdir(self.path):
             path = self.path / name
-            if name.endswith(RESULT) and now - path.lstat().st_mtime > KEPT_SECONDS:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # it is just being fetched
+                if name.endswith(RESULT) and now - path.lstat().st_mtime > KEPT_SECONDS:
+                    path.unlink()
         return list(self._take(MOST_AT_ONCE))
 
     def _take(self, most: int | None) -> Iterator[Taken]:

@@ -407,6 +407,7 @@ class Shard:
 
     def begin_swap_to(self, sha256: str, generation: int) -> bool:
         """The same with weights by their name; False if they are not to be had."""
+        self.finish_swap()  # in any case: what is rebuilt from here on is not of the swap before
         found = self._find(sha256)
         if found is not None:
             self.begin_swap(found, generation)

@@ -81,6 +81,8 @@ def test_links_and_rubbish_are_no_generations(tmp_path: Path) -> None:
     (generations.directory / "000004.about.json").write_bytes(
         (generations.directory / "000001.about.json").read_bytes()
     )
+    deep = b'{"number": 5, "sha256": "", "origin": "named", "created": 0, "verdict": {"a": ' + b"[" * 100_000
+    (generations.directory / "000005.about.json").write_bytes(deep)
     (generations.directory / "x.about.json").touch()
     assert [each.number for each in generations.all()] == [1]
 
@@ -94,6 +96,7 @@ def test_a_copy_that_cannot_be_made_leaves_no_generation(tmp_path: Path) -> None
     with pytest.raises(WeightsError):
         generations.add(tmp_path / "bad.safetensors", "named", START)
     assert [each.number for each in generations.all()] == [1]
+    assert len(list(generations.directory.iterdir())) == 3  # and nothing else: a disk may stay full for long
 
 
 def test_who_serves_is_remembered_with_who_did_before(tmp_path: Path) -> None:

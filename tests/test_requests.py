@@ -21,10 +21,12 @@ from streamer.requests import (
     RequestFiles,
     Result,
     Resume,
+    Rollback,
     id_in,
     name_of,
     read,
 )
+from tests.retraining.site import site
 
 
 @pytest.mark.parametrize("command", [Pause(key="a#b"), Resume(key="a#*", id="7"), MarkNormal(key="ä/+", id="x")])
@@ -127,3 +129,26 @@ def test_what_is_no_request_file_does_no_harm(tmp_path: Path) -> None:
     taken = {each.id: each.payload for each in files.take(0.0)}
     assert {name: len(payload) for name, payload in taken.items()} == {"link": 0, "pipe": 0, "huge": MOST_BYTES + 1}
     assert secret.exists()
+
+
+def test_an_answer_that_is_fetched_meanwhile_does_not_keep_the_requests_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = RequestFiles(tmp_path)
+    files.open()
+    files.ask("a", Pause(key="a"))
+    monkeypatch.setattr(os, "listdir", lambda _: ["a.json", "gone.result.json"])
+    assert [each.id for each in files.take(0.0)] == ["a"]
+
+
+def test_an_answer_that_cannot_be_written_does_not_lose_the_other_requests(tmp_path: Path) -> None:
+    with site(tmp_path) as made:
+        made.app._open_requests()
+        asking = RequestFiles(tmp_path)
+        for request in ("1", "2"):
+            asking.ask(request, Rollback())
+        (asking.path / "1.result.json").mkdir()
+        made.app.serve_requests()
+        result = asking.result("2")
+    assert result is not None
+    assert "no other weights" in result.detail

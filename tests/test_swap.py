@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from models.weights import ForecasterConfig, Weights
 from streamer.clock import ManualClock
 from streamer.readings import Batch, Float64, Message
 from streamer.recent import READINGS, Recent
-from streamer.records import Rebuilt, Swapped
+from streamer.records import Abnormal, Rebuilt, Swapped
 from streamer.recovery import replay
 from streamer.redelivery import Redelivery
 from streamer.registry import Registry
@@ -312,3 +313,71 @@ def test_a_batch_is_what_the_tests_above_take_it_for() -> None:
     readings: Batch = stream(400, SERIES, seed=2)
     shard.process(readings, START)
     assert 0 < int(shard.applied.sum()) < len(readings)
+
+
+# --- What the main thread is told ---
+
+
+def test_there_is_no_moment_between_a_swap_that_is_wanted_and_one_that_runs() -> None:
+    """Who saw neither would take the probation of the new weights for over."""
+    clock, seen = ManualClock(START), []
+    daemon = Daemon(CrashFiles(), Broker(), clock, None, make=new_shard)
+    daemon.receive([Message(f"plant/{n}", b"1", 0, 0, False, clock.now()) for n in range(SERIES)])
+    daemon.turn()
+    begin = daemon.shard.begin_swap
+
+    def begin_watched(weights: Weights, generation: int) -> None:
+        seen.append(daemon.engine.is_swapping)
+        begin(weights, generation)
+        seen.append(daemon.engine.is_swapping)
+
+    daemon.shard.begin_swap = begin_watched  # type: ignore[method-assign]
+    daemon.engine.swap(SETS[1], 2, is_watched=True)
+    daemon.turn()
+    assert seen == [True, True]
+
+
+def test_a_swap_whose_successor_is_not_to_be_had_is_over_in_a_replay_too() -> None:
+    """Live the second swap has finished the first one; its pieces are none of the first."""
+    files, clock, broker = CrashFiles(), ManualClock(START), Broker()
+    daemon = Daemon(files, broker, clock, None, make=new_shard)
+    daemon.receive([Message(f"plant/{n}", b"1", 0, 0, False, clock.now()) for n in range(SERIES)])
+    daemon.turn()
+    for generation in (2, 3):
+        daemon.engine.swap(SETS[generation - 1], generation)
+        daemon.turn()
+    find = {SETS[1].sha256: SETS[1]}.get
+    poor = Shard(Registry(SERIES, 1e9, 1e9), SETS[0], SERIES, budget_per_series_month=1.0, find_weights=find)
+    found = replay(daemon.journal.read(0), 0, poor, Redelivery())
+    assert found.lacking == (f"generation 3, SHA-256 {SETS[2].sha256[:16]}",)
+    assert (poor.generation, poor.weights, poor.is_swapping) == (2, SETS[1], False)
+
+
+def test_readings_are_taken_while_a_swap_keeps_a_snapshot_waiting() -> None:
+    """Also where the disk is slow: with each piece there would be something that is not safe yet."""
+    clock = ManualClock(START)
+    daemon = Daemon(CrashFiles(), Broker(), clock, None, begin=lambda _: Future(), make=new_shard)
+    messages = [Message(f"plant/{n}", b"1", 0, 0, False, clock.now()) for n in range(SERIES)]
+    daemon.engine.turn(messages)
+    daemon.engine.swap(SETS[1], 2)
+    daemon.engine.turn([])
+    assert daemon.engine.is_swapping
+    daemon.engine._saved_at = -np.inf
+    daemon.receive(messages)
+    assert len(daemon.engine._take(100)) == SERIES
+
+
+def test_a_retraining_is_told_of_what_the_disk_does_not_know_yet() -> None:
+    """An alarm has closed in the last turn: neither open any more nor in the journal, it is left out all the same."""
+    clock = ManualClock(START)
+    daemon = Daemon(CrashFiles(), Broker(), clock, None, make=new_shard)
+    daemon.receive([Message("plant/1", b"1", 0, 0, False, clock.now())])
+    daemon.turn()
+    daemon.engine._append_each([Abnormal(0, START, START + 1)])
+    asked = daemon.engine.occasion()
+    daemon.turn()
+    assert asked.result().open_abnormal == [(0, START)]
+    daemon.turn()
+    asked = daemon.engine.occasion()
+    daemon.turn()
+    assert asked.result().open_abnormal == []

@@ -16,6 +16,7 @@ from pathlib import Path
 from streamer.retraining import contract
 from streamer.retraining.contract import Request, Verdict
 
+KILL_SECONDS = 1.0  # the daemon ends within five, whatever its child does
 TOLD_BYTES = 2000  # of what it has said last: a failure's reason
 
 
@@ -79,14 +80,15 @@ class Child:
         if self._process is None:
             return
         self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in a driver or in a disk dies later
+            self._process.wait(KILL_SECONDS)
         self._let_go()
 
     def _verdict(self, status: int) -> Verdict:
         if status == 0:
             try:
                 return contract.read_verdict(Path(self.request.out))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 return _failed(f"its verdict cannot be read: {error}")
         if status < 0:
             return _failed(f"it was ended by signal {-status}")

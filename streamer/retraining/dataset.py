@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -112,6 +113,8 @@ class Site:
 
 def read(files: Files, request: Request) -> Site:
     """At most `POOL` times `max_series_steps` readings. Raises OSError."""
+    # Positions count from the first day on, and time is split by position: by that of what is still kept.
+    request = msgspec.structs.replace(request, begin=max(request.begin, journal.begins_at(files)))
     survey = _Survey(request)
     for first, last, item in _stream(files, request, survey.notes):
         survey.take(first, last, item)
@@ -423,11 +426,12 @@ def _site(
         k = place.get(number)
         if k is None:
             continue
-        of_it = slice(first[k], first[k] + lengths[k])
-        inside = np.flatnonzero((rows.time[of_it] >= since) & (rows.time[of_it] <= until)) + first[k]
-        if len(inside):
-            normal[inside] = False
-            counts[max(inside[0] - WIDENED, first[k]) : inside[-1] + 1] = False
+        # By their order: the clock of a series without times of its own may have been set back in the middle.
+        time = rows.time[first[k] : first[k] + lengths[k]]
+        begin, end = np.flatnonzero(time >= since), np.flatnonzero(time <= until)
+        if len(begin) and len(end) and begin[0] <= end[-1]:
+            normal[first[k] + begin[0] : first[k] + end[-1] + 1] = False
+            counts[first[k] + max(begin[0] - WIDENED, 0) : first[k] + end[-1] + 1] = False
     devices = []
     for number in wanted:
         slot = survey.slots[number]

@@ -140,8 +140,10 @@ class Retraining:
         if kept is not None:
             self.last = kept
             self._policy = Policy(self._terms.plan, kept.ended, self._random.randrange(2**31))
-        probation = self.last.probation
-        if probation is not None and probation.number == self._serving.generation():
+        else:
+            self._keep_last()  # a daemon that is started anew every day must not begin to count every day
+        probation, serving = self.last.probation, self._serving
+        if probation is not None and (probation.number == serving.generation() or serving.is_swapping()):
             try:
                 self._serving.watch(self._generations.load(probation.before))
             except WeightsError as error:
@@ -166,6 +168,8 @@ class Retraining:
         """Lets these weights serve, whatever was thought of them. Raises Refused."""
         if number == self._serving.generation() and not self._serving.is_swapping():
             raise Refused(f"generation {number} serves already")
+        if self._serving.is_swapping():  # to end that one at once would keep readings waiting
+            raise Refused("other weights are just coming to serve: ask again in a minute")
         try:
             weights = self._generations.load(number)
         except WeightsError as error:
@@ -224,7 +228,8 @@ class Retraining:
             end=occasion.end,
             incumbent=str(self._generations.path(incumbent.number)),
             out=str(self._directory),
-            judge_from=incumbent.trained_until,
+            # A position behind the end is one of a journal that is gone.
+            judge_from=incumbent.trained_until if incumbent.trained_until <= occasion.end else 0,
             open_abnormal=occasion.open_abnormal,
             paused=occasion.paused,
             devices=occasion.devices,
@@ -279,6 +284,7 @@ class Retraining:
         if made.sha256 != verdict.candidate_sha256:
             return "failed", "the candidate is not the one that was judged"
         self.last.probation = Probation(made.number, number, self._clock.now())
+        self._keep_last()  # before they serve: a run that is killed in between must not leave them unwatched
         self._swap(weights, made.number, is_watched=True)
         return "promoted", verdict.reason
 
@@ -294,6 +300,7 @@ class Retraining:
         if self._serving.generation() != probation.number:
             self._end_probation("other weights serve")
             return
+        probation.began = min(probation.began, now)  # the clock may have been set back
         is_over = now - probation.began >= self._terms.probation_seconds
         is_known = found is not None and found.readings >= LEAST_JUDGED and found.series > 1
         if found is not None and is_known and found.worse_by > (SURE if is_over else VERY_SURE) * found.noise:
@@ -328,7 +335,7 @@ class Retraining:
     def _read_last(self) -> Last | None:
         try:
             return msgspec.json.decode((self._directory / LAST).read_bytes(), type=Last)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def _keep_last(self) -> None:

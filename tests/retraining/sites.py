@@ -49,13 +49,15 @@ class Writer:
     segment_bytes: int = 16 << 20
     changes: int = 0
     taken: int = 0
+    beyond: int = 0
+    """the first position"""
     journal: Journal = field(init=False)
 
     def __post_init__(self) -> None:
         files = DiskFiles(self.directory)
         files.make()
         self.journal = Journal(files, lambda: START, segment_bytes=self.segment_bytes)
-        self.journal.open()
+        self.journal.open(beyond=self.beyond)
 
     def admit(self, slots: Sequence[int], devices: Sequence[str]) -> None:
         keys = [f"{device}#{self.changes + k}" for k, device in enumerate(devices)]

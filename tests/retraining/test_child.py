@@ -187,3 +187,10 @@ def test_a_refused_request_is_a_failure(tmp_path: Path) -> None:
     child = started(request(tmp_path, 5, epochs="many"))
     verdict = verdict_of(child)
     assert verdict.reason.startswith("it ended with status 2: found no usable request: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b'{"result": "promoted", "x": ' + b"[" * 100_000])
+def test_a_verdict_that_is_none_is_a_failure(tmp_path: Path, content: bytes) -> None:
+    """What lies in the directory is read in the daemon's main thread, which must not end by it."""
+    (tmp_path / contract.VERDICT).write_bytes(content)
+    assert Child(request(tmp_path, 1, out=str(tmp_path)), 1.0)._verdict(0).result == "failed"

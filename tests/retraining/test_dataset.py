@@ -244,7 +244,7 @@ class Vanishing(DiskFiles):
 
     def names(self) -> list[str]:
         self.begun += 1
-        if self.begun == 2:
+        if self.begun == 3:
             self.remove(min(super().names()))
         return super().names()
 
@@ -330,3 +330,32 @@ def test_an_empty_journal_is_an_empty_site(tmp_path: Path) -> None:
     for position in (0, 10):
         site = read(request(tmp_path, position))
         assert (len(site.counts), site.device) == (0, [])
+
+
+def test_an_old_journal_is_split_as_a_new_one(tmp_path: Path) -> None:
+    """Of a million records the last few hundred are kept, as after a year: they train, stop and judge all the same."""
+    values = noise(np.random.default_rng(0), 4, 400)
+    writer = Writer(tmp_path / "journal", beyond=1_000_000)
+    writer.admit(range(4), ["a"] * 4)
+    writer.rows(values)
+    site = read(end(writer, tmp_path))
+    assert np.bincount(site.part) / 1600 == pytest.approx([0.6, 0.15, 0.25], abs=0.02)
+    assert 1_000_000 < site.judged_from < writer.journal.end
+    assert site.notes == []
+
+
+@pytest.mark.parametrize("kind", ["closed", "open"])
+def test_a_fault_in_which_the_clock_was_set_back_is_left_out(tmp_path: Path, kind: str) -> None:
+    """Its last reading has then an earlier time than its first: of a series whose times are those of arrival."""
+    writer = Writer(tmp_path / "journal")
+    writer.admit([0], ["a"])
+    values = noise(np.random.default_rng(0), 1, 400)[0]
+    clock = START + CADENCE * (np.arange(400) - 100 * (np.arange(400) >= 220))
+    for time, value in zip(clock, values, strict=True):
+        writer.group([0], np.array([time]), np.array([value]), Flag.ARRIVAL_TIME)
+    if kind == "closed":
+        writer.fact(Abnormal(0, float(clock[200]), float(clock[250])))
+    left_out = range(200 - WIDENED, 251 if kind == "closed" else 400)
+    given = end(writer, tmp_path, open_abnormal=[(0, float(clock[200]))] if kind == "open" else [])
+    counts = read(given).counts
+    assert [k for k in range(WARM_READINGS, 400) if not counts[k]] == list(left_out)

@@ -49,7 +49,9 @@ class Trained:
 class Desk:
     """A manager, and all that is told to the engine."""
 
-    def __init__(self, directory: Path, clock: ManualClock | None = None, number: int = 1) -> None:
+    def __init__(
+        self, directory: Path, clock: ManualClock | None = None, number: int = 1, *, is_swapping: bool = False
+    ) -> None:
         self.directory, self.clock = directory, clock or ManualClock(START)
         self.generations = Generations(directory)
         self.number = number
@@ -58,6 +60,7 @@ class Desk:
         self.comparison: Comparison | None = None
         self.children: list[Trained] = []
         self.starts = True
+        self.is_swapping = is_swapping
         self.metrics = Metrics("0", START, {"messages_rejected_total": ["x"], "readings_rejected_total": ["x"]})
         self.metrics.measured("messages_queued", lambda: 0)
         if not self.generations.all():
@@ -82,7 +85,7 @@ class Desk:
             swap=self._swap,
             watch=lambda weights: self.watched.append(weights.sha256 if weights else None),
             generation=lambda: self.number,
-            is_swapping=lambda: False,
+            is_swapping=lambda: self.is_swapping,
             comparison=lambda: self.comparison,
             loss=lambda: float("nan"),
         )
@@ -98,6 +101,7 @@ class Desk:
 
     def _swap(self, weights: Weights, number: int, is_watched: bool) -> None:
         self.swaps.append((weights.sha256, number, is_watched))
+        self.kept_at_swap = (self.directory / WORK_DIRECTORY / "last.json").read_bytes()
         self.number = number
         self.generations.serve(number, "")
 
@@ -134,6 +138,7 @@ def test_what_is_promoted_is_kept_and_serves_on_probation(tmp_path: Path) -> Non
     assert about is not None
     assert (about.origin, about.trained_until, about.verdict["result"]) == ("trained", 100, "promoted")
     assert desk.swaps == [(about.sha256, 2, True)]
+    assert b'"probation":{"number":2' in desk.kept_at_swap  # a kill from here on leaves nothing unwatched
     assert desk.results() == {"promoted": 1}
     desk.comparison = Comparison(10_000, 50, -0.1, 0.01)
     desk.clock.advance(25 * HOUR)
@@ -197,7 +202,7 @@ def test_a_candidate_that_is_not_the_one_that_was_judged_is_refused(tmp_path: Pa
     desk = Desk(tmp_path)
     desk.manager.train()
     desk.manager.tick()
-    (tmp_path / WORK_DIRECTORY).mkdir()
+    (tmp_path / WORK_DIRECTORY).mkdir(exist_ok=True)
     weights_files.save(random_weights(CONFIG, 5), tmp_path / WORK_DIRECTORY / CANDIDATE)
     desk.children[-1].verdict = Verdict(result="promoted", reason="", candidate_sha256="another")
     desk.manager.tick()
@@ -243,6 +248,8 @@ def test_a_probation_goes_on_over_a_restart(tmp_path: Path) -> None:
     desk.train()
     again = Desk(tmp_path, desk.clock, number=2)
     assert again.watched == [base.sha256]
+    halfway = Desk(tmp_path, desk.clock, is_swapping=True)  # killed in the middle of the swap: it goes on
+    assert halfway.watched == [base.sha256]
     again.comparison = Comparison(10_000, 50, 0.5, 0.01)
     again.manager.tick()
     assert again.number == 1
@@ -251,6 +258,36 @@ def test_a_probation_goes_on_over_a_restart(tmp_path: Path) -> None:
     assert lost.watched == []
     lost.manager.tick()
     assert lost.manager.last.probation is None
+
+
+def test_a_daemon_that_is_started_every_morning_retrains_too(tmp_path: Path) -> None:
+    clock = ManualClock(START)
+    for _ in range(4):
+        desk = Desk(tmp_path, clock)
+        clock.advance(9 * HOUR)
+        desk.manager.tick()
+        desk.manager.stop()
+    assert desk.manager.last.ended == START
+    assert desk.manager.is_running
+
+
+def test_a_clock_that_is_set_back_does_not_prolong_a_probation(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.train()
+    desk.clock.set(START - 1000 * HOUR)
+    desk.manager.tick()
+    desk.clock.advance(48 * HOUR)
+    desk.manager.tick()
+    assert desk.manager.last.probation is None
+
+
+def test_weights_that_were_trained_on_a_journal_that_is_gone_are_judged_by_the_new_one(tmp_path: Path) -> None:
+    """Positions begin anew in it: none would ever be newer."""
+    desk = Desk(tmp_path)
+    desk.generations.add(desk.generations.path(1), "trained", START, trained_until=124)
+    desk.number = 2
+    desk.train("rejected")
+    assert desk.children[0].request.judge_from == 0
 
 
 def test_by_hand(tmp_path: Path) -> None:
@@ -269,10 +306,14 @@ def test_by_hand(tmp_path: Path) -> None:
     assert desk.manager.last.probation is None
     desk.manager.promote(2)
     assert desk.swaps[-1][1:] == (2, False)
+    desk.is_swapping = True
+    with pytest.raises(Refused, match="just coming to serve"):
+        desk.manager.rollback()
 
 
-def test_what_is_kept_of_the_last_one_may_be_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"\xff{", b"", b'{"ended": 1, "x": ' + b"[" * 100_000])
+def test_what_is_kept_of_the_last_one_may_be_damaged(tmp_path: Path, content: bytes) -> None:
     desk = Desk(tmp_path)
     desk.train("rejected")
-    (tmp_path / WORK_DIRECTORY / "last.json").write_bytes(b"\xff{")
+    (tmp_path / WORK_DIRECTORY / "last.json").write_bytes(content)
     assert Desk(tmp_path).manager.last.verdict is None
