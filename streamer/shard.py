@@ -137,7 +137,7 @@ class Shard:
         """`find_weights`: those that a state, or a journal, has been served by."""
         self.registry = registry
         self.reorder = Reorder(lateness_seconds)
-        self._weights = weights
+        self._configured = self._weights = weights
         self._incoming: tuple[Weights, int] | None = None
         self._known = {weights.sha256: weights}
         self._find_weights = find_weights
@@ -428,6 +428,7 @@ class Shard:
             return False
         self.detector.finish_swap()
         (self._weights, self.generation), self._incoming = self._incoming, None
+        self._known = {each.sha256: each for each in (self._configured, self._weights)}  # not all that have ever served
         return True
 
     def finish_swap(self) -> None:

@@ -170,6 +170,14 @@ def test_a_series_that_is_forgotten_in_the_middle_leaves_nothing_behind() -> Non
         assert rows[name][[1, 4]].any()
 
 
+def test_weights_that_no_longer_serve_are_let_go() -> None:
+    """But for those that the settings name: no copy of them may have been kept."""
+    shard = new_shard()
+    for weights in (SETS[1], SETS[2], SETS[3]):
+        swap(shard, weights)
+    assert set(shard._known) == {SETS[0].sha256, SETS[3].sha256}
+
+
 def test_a_second_swap_finishes_the_first() -> None:
     shard = new_shard()
     shard.registry.resolve(KEYS, START)
