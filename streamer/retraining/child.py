@@ -44,7 +44,7 @@ class Child:
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
         )
         self._process = subprocess.Popen(  # noqa: S603 (our own program)
-            [sys.executable, "-m", "streamer.retraining.trainer", str(out / contract.REQUEST)],
+            [sys.executable, "-P", "-m", "streamer.retraining.trainer", str(out / contract.REQUEST)],
             stdin=subprocess.PIPE,  # it ends when this end is closed, also by our death
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -259,11 +259,12 @@ class Retraining:
         if verdict.result == "promoted":
             result, reason = self._promote(verdict)
         level = logging.WARNING if result == "failed" else logging.INFO
-        event(log, level, "retraining ended", result=result, reason=reason, **verdict.figures)
+        figures = {name: value for name, value in verdict.figures.items() if name.isidentifier()}
+        event(log, level, "retraining ended", **(figures | {"result": result, "reason": reason}))
         self._metrics.add("retrain_total", 1, result)
         now = self._clock.now()
         self._metrics.set("retrain_timestamp_seconds", now)
-        self._policy.ended(now)
+        self._policy.ended(now, in_vain=result != "promoted")
         self.last.ended = now
         self.last.verdict = verdict if result == verdict.result else msgspec.structs.replace(verdict, reason=reason)
         self._keep_last()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 JITTER = 0.1  # of the interval, lest a hundred gateways that were switched on together all train together
 WINDOW_SECONDS = 3600.0  # a loss is a mean over so long
 SAMPLE_SECONDS = 60.0
+MOST_REST_SECONDS = 86_400.0  # a season that no weights forecast better must not train all day
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +73,21 @@ class Policy:
         self.drift = Drift(plan.drift_rise)
         self._random = random.Random(seed)  # noqa: S311 (nothing secret hangs on it)
         self._last = last
+        self._rest_seconds = plan.least_seconds
         self._due_at = self._next(last)
 
-    def ended(self, now: float) -> None:
-        """One has ended, whatever it came to."""
+    def ended(self, now: float, *, in_vain: bool = False) -> None:
+        """One has ended. `in_vain`: the same weights serve; drift asks half as soon the next time, at most daily."""
+        self._rest_seconds = min(2 * self._rest_seconds, MOST_REST_SECONDS) if in_vain else self.plan.least_seconds
         self._last, self._due_at = now, self._next(now)
 
     def reason(self, now: float) -> str | None:
         """Why one is due; None if none is."""
         if now < self._last:  # the clock was set back
-            self.ended(now)
+            self._last, self._due_at = now, self._next(now)
         if self.plan.every_seconds and now >= self._due_at:
             return "timer"
-        if self.drift.has_come() and now - self._last >= self.plan.least_seconds:
+        if self.drift.has_come() and now - self._last >= self._rest_seconds:
             return "drift"
         return None
 

@@ -91,6 +91,23 @@ def test_drift_does_not_ask_for_one_after_the_other() -> None:
     assert policy.reason(now + 60) is None
 
 
+def test_drift_that_no_retraining_cures_asks_ever_more_seldom() -> None:
+    """A season that no weights forecast better is tried again after two, four, eight hours, at last once a day."""
+    policy = Policy(Plan(0.0, 0.3), 0.0, 1)
+    now = observe(policy.drift, 0.0, 3, 1.0)
+    begun = []
+    while now < 7 * 24 * HOUR:
+        policy.drift.observe(now, 2.0)
+        if policy.reason(now):
+            begun.append(now)
+            policy.ended(now, in_vain=True)
+        now += SAMPLE_SECONDS
+    assert 8 <= len(begun) <= 12
+    assert begun[-1] - begun[-2] == pytest.approx(24 * HOUR, abs=60)
+    policy.ended(now)
+    assert policy.reason(now + HOUR) == "drift"
+
+
 def test_a_clock_that_is_set_back_does_not_stop_the_timer() -> None:
     policy = Policy(Plan(24 * HOUR, 0.0), 1000 * HOUR, 1)
     assert policy.reason(0.0) is None
