@@ -221,6 +221,7 @@ class App:
             self._retraining.stop()
         self._inbox.close()
         drained = self.engine.stop(DRAIN_SECONDS)
+        self._remember_serving()
         self._answer_requests()
         self.link.stop(FAREWELL_SECONDS)
         if self.http is not None:

@@ -100,6 +100,8 @@ def shard_from(
             lateness_seconds=settings.input.lateness_seconds,
             find_weights=find_weights,
         )
+    except weights_files.WeightsError as error:  # the scorer's, which are a part of the program
+        raise ModelError(str(error)) from error
     except MemoryError as error:
         raise ModelError(
             f"found no memory for {most} series, each with a hidden state of {4 * state_size(weights.config)} bytes "

@@ -13,6 +13,7 @@ from tests.streams import START
 LEAST, MOST = 0.1, 2.0  # what was promised is the most; of clean synthetic series the scorer knows that they are
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("cadence", [Cadence(600.0, 10.0, 60, 1500), Cadence(3600.0, 1.0, 60, 1500)])
 def test_the_budget_is_kept_from_day_two_on(cadence: Cadence) -> None:

@@ -395,6 +395,7 @@ def test_cuda_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str],
     assert "found no CUDA device" in err
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_was(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Ctrl-C ends it with 130 and says what to do; the same command then makes the same weights as without it."""
     switches = [*TINY, "--rounds", "40", "--steps", "60"]

@@ -187,6 +187,7 @@ def test_five_thousand_messages_outlive_a_broker_that_is_killed_once_it_has_save
     assert arrived(shipped, 5_000) == [b"%d" % number for number in range(5_000)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_mosquittos_defaults_are_warned_of(mosquitto: StartBroker, protocol: str) -> None:
     """A thousand messages are kept and the rest is dropped, and nothing at QoS 0; all else is well."""
@@ -228,6 +229,7 @@ def test_a_running_daemon_is_not_disturbed(mosquitto: StartBroker) -> None:
         link.stop(SECONDS)
 
 
+@pytest.mark.slow
 def test_the_queue_of_a_daemon_that_is_away_is_not_filled(mosquitto: StartBroker) -> None:
     """What is published now would take up its room; who names a number wants it all the same."""
     server = mosquitto()
@@ -358,6 +360,7 @@ def test_what_cannot_be_cleaned_up_is_named(mosquitto: StartBroker) -> None:
     assert "streamer-doctor-" in found(report, "left behind").found
 
 
+@pytest.mark.slow
 def test_a_retained_message_is_taken_back_after_a_loss() -> None:
     """The connection breaks between publishing and taking back; another one takes it back."""
     readers: dict[bytes, Peer] = {}
@@ -420,6 +423,7 @@ def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
 
 
+@pytest.mark.slow
 def test_the_command_uses_the_daemons_settings(
     mosquitto: StartBroker, certificates: Certificates, tmp_path: Path
 ) -> None:

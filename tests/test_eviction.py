@@ -89,7 +89,7 @@ TURNS = st.lists(
 
 
 @given(TURNS, st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_order_of_readings_evictions_and_kills_gives_the_state_that_the_journal_says(
     turns: list[tuple[list[int], float, str]], seed: int
 ) -> None:

@@ -27,10 +27,11 @@ sys.stdin.read()
 """
 
 NOBODY = 65534
-# The imports come first: nobody else may be able to read this interpreter's libraries.
+# Imports and shipped weights come first: nobody else may be able to read this interpreter's libraries.
 AS_NOBODY = f"""
 import os, sys
-import streamer.app, streamer.cli
+import models.scorer, streamer.app, streamer.cli
+models.scorer.shipped()
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid({NOBODY})
