@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,7 @@ DRAIN_SECONDS = 2.4  # half for what is in the inbox, half for a copy of the sta
 FAREWELL_SECONDS = 0.6  # for the last acknowledgements and the word "offline"; a link that hangs takes one more
 COPY_ROWS = 1024  # of the state, 3 MB, between two turns: 3 to 10 ms, most of them for fresh pages of memory
 LAST_WRITE_SECONDS = 0.6  # for a snapshot that is still being written when the last one is due
+TEND_SECONDS = 0.5  # for the last word about weights
 ANSWER_SECONDS = 0.05  # so often it is looked whether a request has its result
 FILTERS_FILE, ALARMS_FILE = "filters.json", "alarms.json"
 MOST_FILTERS = 1000
@@ -87,6 +88,8 @@ class App:
         self._journal_files = DiskFiles(self._journal_directory)
         self._journal = Journal(self._journal_files, self._clock.now)
         self._disk = DiskThread()
+        self._desk = DiskThread()  # for what is written of weights and retraining: it may wait for the disk, too
+        self._tending: Future[object] | None = None
         self._dropping: Future[object] | None = None
         self._redelivery = Redelivery()
         self._positions: deque[int] = deque(maxlen=snapshot.KEEP)  # of the snapshots that this run has written
@@ -169,7 +172,8 @@ class App:
         self._is_writing_last = False
         self._has_saved_last = False
         self._owes_snapshot = False
-        self._served: tuple[int, str] | None = None
+        self._served: tuple[int, str, int | None] | None = None
+        self._coming: int | None = None
         self._retraining = self._new_retraining() if settings.state.durability == "journal" else None
         self._wire_metrics()
 
@@ -217,11 +221,10 @@ class App:
         """
         deadline = time.monotonic() + STOP_SECONDS
         self._manager.stopping("taking what waits, saving the state")
-        if self._retraining is not None:
-            self._retraining.stop()
         self._inbox.close()
         drained = self.engine.stop(DRAIN_SECONDS)
-        self._remember_serving()
+        # A disk that hangs is not waited for: a training that is left behind ends with this process.
+        wait([self._desk.begin(self._tend_last)], TEND_SECONDS)
         self._answer_requests()
         self.link.stop(FAREWELL_SECONDS)
         if self.http is not None:
@@ -237,9 +240,22 @@ class App:
     def tick(self) -> None:
         """What is to be done about once a second, in the main thread."""
         self._manager.tick(self.engine.progress_at, self.link.status().subscribed, self.status)
+        if self._tending is not None:
+            if not self._tending.done():
+                return
+            self._tending.result()  # a bug is not swallowed
+        self._tending = self._desk.begin(self._tend)
+
+    def _tend(self) -> None:
+        """What may have to wait for the disk: it keeps neither the main thread nor the end waiting."""
         self._remember_serving()
         if self._retraining is not None:
             self._retraining.tick()
+
+    def _tend_last(self) -> None:
+        if self._retraining is not None:
+            self._retraining.stop()
+        self._remember_serving()
 
     def reload(self, settings: Settings) -> None:
         """Takes over what can change while it runs; logs what cannot."""
@@ -267,8 +283,7 @@ class App:
                 try:
                     command = read_file(payload)
                     if isinstance(command, ModelCommand):
-                        self._asked[request] = Future()
-                        self._asked[request].set_result(self._obey(command))
+                        self._asked[request] = self._desk.begin(partial(self._obey, command))
                     else:
                         self._asked[request] = self.engine.command(command)
                 except ValueError as error:
@@ -404,7 +419,6 @@ class App:
             plan=Plan(3600.0 * settings.every_hours, settings.drift_rise),
             journal=self._journal_directory,
             lateness_seconds=self._settings.input.lateness_seconds,
-            budget_per_series_month=self._settings.alarms.budget_per_series_month,
             min_readings=settings.min_readings,
             max_series_steps=settings.max_series_steps,
             probation_seconds=3600.0 * settings.probation_hours,
@@ -424,7 +438,7 @@ class App:
         return Retraining(terms, self._directory.path, self._generations, serving, self.metrics, self._clock)
 
     def _number_configured(self) -> int:
-        """Keeps a copy of the weights that the settings name; gives their number."""
+        """Keeps a copy of the weights that the settings name; gives their number, 0 where no copy could be kept."""
         number = self._generations.number_of(self._configured.sha256)
         if number is None and self._settings.state.durability != "none":
             origin: Origin = "named" if self._settings.model.weights else "shipped"
@@ -432,7 +446,8 @@ class App:
                 number = self._generations.add(weights_path(self._settings), origin, self._clock.now()).number
             except (OSError, WeightsError) as error:
                 event(log, logging.WARNING, "no copy of the weights was kept", reason=str(error))
-        self._shard.generation = number or 1
+                number = 0
+        self._shard.generation = 1 if number is None else number
         return self._shard.generation
 
     def _settle_weights(self, configured: int) -> None:
@@ -443,24 +458,29 @@ class App:
         serving, generations = self._generations.serving(), self._generations
         if serving is not None and not self._shard.taken and serving.number != self._shard.generation:
             self._swap(serving.number)
-        current = generations.about(self._shard.generation)
-        has_changed = serving is not None and serving.configured not in ("", self._configured.sha256)
+        current, sha256 = generations.about(self._shard.generation), self._configured.sha256
+        if serving is not None and serving.configured == sha256:
+            self._coming = serving.coming  # a swap to them that an earlier run did not come to the end of
+        has_changed = serving is not None and serving.configured not in ("", sha256)
         is_ours_to_change = bool(self._settings.model.weights) or current is None or current.origin != "trained"
-        if has_changed and is_ours_to_change and configured != self._shard.generation:
-            event(log, logging.INFO, "the settings name other weights", generation=configured)
-            self.engine.swap(self._configured, configured)
+        if has_changed and is_ours_to_change:
+            self._coming = configured
+        if self._coming not in (None, self._shard.generation, self._shard.coming):
+            event(log, logging.INFO, "the settings name other weights", generation=self._coming)
+            self._swap(self._coming)
         self._remember_serving()
 
     def _swap(self, number: int) -> None:
         try:
             self.engine.swap(self._generations.load(number), number)
         except WeightsError as error:
-            event(log, logging.ERROR, "weights that served are not to be had", generation=number, reason=str(error))
+            event(log, logging.ERROR, "weights that are to serve are missing", generation=number, reason=str(error))
 
     def _remember_serving(self) -> None:
         """Which weights serve, for a start that finds no other state."""
-        known = (self.engine.generation, self._configured.sha256)
-        if known == self._served or self._settings.state.durability == "none":
+        number = self.engine.generation
+        known = number, self._configured.sha256, None if self._coming == number else self._coming
+        if known == self._served or self._settings.state.durability == "none" or not number:
             return
         try:
             self._generations.serve(*known)

@@ -343,7 +343,7 @@ def _ask(arguments: Arguments, wanted: dict[str, str | int], about: str) -> int:
 def _wait_for(look: Callable[[], Result | None], seconds: float) -> Result | None:
     deadline = time.monotonic() + seconds
     while (result := look()) is None and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # between two looks for a file that another process writes
     return result
 
 

@@ -250,6 +250,10 @@ class Detector:
             raise AssertionError("no weights are coming in")
         self.stepper, self._incoming = self._incoming, None
 
+    def give_up_swap(self) -> None:
+        """The old weights serve all series again, each with the state that it had under them."""
+        self._incoming = None
+
     @property
     def rebuilt(self) -> int | None:
         """How many slots the incoming weights serve; None while there are none."""

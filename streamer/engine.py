@@ -102,6 +102,7 @@ class Occasion(NamedTuple):
     """slots"""
     devices: list[str]
     """by slot: the key of its device, empty where there is none"""
+    budget_per_series_month: float
 
 
 class _Sender(NamedTuple):
@@ -346,7 +347,8 @@ class Engine:
             devices = [registry.device_key(registry.device(s)) if registry.key(s) else "" for s in range(registry.rows)]
             self._drop_young()
             abnormal = shard.abnormal() + [(each.slot, each.since) for _, each in self._young]
-            return Occasion(self._safekeeping.durable, abnormal, shard.paused().tolist(), devices)
+            budget = shard.detector.budget_per_series_month
+            return Occasion(self._safekeeping.durable, abnormal, shard.paused().tolist(), devices, budget)
 
         return self.ask(look)
 
@@ -453,7 +455,7 @@ class Engine:
         if self._shard.is_swapping:
             if self._safekeeping.has_journal:  # it is all in there
                 return False
-            self._shard.finish_swap()
+            self._shard.give_up_swap()  # the next start begins it again; to finish it would take seconds
         if not self._remember_all():  # how an alarm closed is in the journal, and not in a replay from here on
             return False
         self._saving = self._save(self._shard)

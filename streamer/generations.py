@@ -53,6 +53,8 @@ class Serving(msgspec.Struct, frozen=True):
     before: int | None = None
     configured: str = ""
     """SHA-256 of those that the settings named at the last start"""
+    coming: int | None = None
+    """these were to serve since the settings name them, and did not yet"""
 
 
 class Generations:
@@ -133,10 +135,10 @@ class Generations:
         """None before the first has served."""
         return _read(self.directory / SERVING, Serving)
 
-    def serve(self, number: int, configured: str) -> None:
+    def serve(self, number: int, configured: str, coming: int | None = None) -> None:
         """This one serves from here on; very old ones go. Raises OSError."""
         last = self.serving() or Serving(number)
-        now = Serving(number, last.before if number == last.number else last.number, configured)
+        now = Serving(number, last.before if number == last.number else last.number, configured, coming)
         if now != self.serving():
             self.directory.mkdir(mode=0o700, exist_ok=True)
             _write(self.directory / SERVING, msgspec.json.encode(now))

@@ -395,6 +395,11 @@ class Shard:
         """Some series may be served by other weights already."""
         return self._incoming is not None
 
+    @property
+    def coming(self) -> int | None:
+        """The generation that comes in; None while none does."""
+        return None if self._incoming is None else self._incoming[1]
+
     def begin_swap(self, weights: Weights, generation: int) -> None:
         """These are to serve, once `go_on_swapping` has come to the last series; until then no copy may begin.
 
@@ -434,6 +439,11 @@ class Shard:
     def finish_swap(self) -> None:
         """At once, however many series are left."""
         self.go_on_swapping(self.registry.rows)
+
+    def give_up_swap(self) -> None:
+        """The old weights go on; what those series that were served by the others have missed, they have missed."""
+        self._incoming = None
+        self.detector.give_up_swap()
 
     def make_room(self, rows: int) -> None:
         """Holds so many series, although the limit may have been lowered since they were let in."""

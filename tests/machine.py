@@ -14,7 +14,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from tests.servers import program
+from tests.servers import end, processes_of, program
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -83,12 +83,7 @@ class Machine:
         """Powers it off."""
         if self._process is None:
             return
-        self._process.terminate()
-        try:
-            self._process.wait(BOOT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, BOOT_SECONDS)
         self._process = None
 
     def run(self, *command: str, text: str = "", status: int | None = 0) -> str:
@@ -126,7 +121,7 @@ class Machine:
         pid = self._process.pid
         assert self._process.poll() is None, (self.tree.parent / "console").read_text(errors="replace")
         # The first child only makes the one that becomes the machine's first process.
-        self._leader = int((Path(f"/proc/{pid}/task/{pid}/children").read_text().split() or ["0"])[-1])
+        self._leader = (processes_of(pid) or [0])[-1]
         state = [*self._inside(), "systemctl", "is-system-running", "--wait"]
         return self._leader > 0 and subprocess.run(state, capture_output=True, check=False).returncode == 0
 

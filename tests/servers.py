@@ -29,6 +29,22 @@ READY_SECONDS = 20.0
 STOP_SECONDS = 10.0
 
 
+def processes_of(pid: int) -> list[int]:
+    """The processes that a process has begun, whichever of its threads did."""
+    lists = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    return [int(word) for words in lists for word in words.split()]
+
+
+def end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """SIGTERM, and SIGKILL for one that does not heed it."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class PortTakenError(Exception):
     """Somebody else took the free port before the server did."""
 
@@ -115,11 +131,7 @@ class Server:
         """SIGTERM, and SIGKILL for one that does not heed it; nothing when it does not run."""
         if self._process is None:
             return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        end(self._process, STOP_SECONDS)
         self._process = None
 
     def kill(self) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 from hypothesis import event, given, settings
@@ -21,7 +19,7 @@ from streamer.registry import Registry
 from streamer.shard import Shard
 from tests.crashfs import CrashFiles
 from tests.streams import START
-from tests.test_safekeeping import WEIGHTS, Broker, Daemon, Killed
+from tests.test_safekeeping import WEIGHTS, Broker, Daemon
 from tests.test_shard import same
 
 MOST, SERIES = 4, 9
@@ -66,17 +64,6 @@ def judge(daemon: Daemon) -> None:
         assert set(alarm.members) <= there
 
 
-def kill_at(nth: int) -> Callable[[], None]:
-    """For the n-th step of the disk."""
-    steps = itertools.count(1)
-
-    def step() -> None:
-        if next(steps) == nth:
-            raise Killed
-
-    return step
-
-
 TURNS = st.lists(
     st.tuples(
         st.lists(st.integers(0, SERIES - 1), max_size=6),  # who reports, once or more often
@@ -99,20 +86,10 @@ def test_any_order_of_readings_evictions_and_kills_gives_the_state_that_the_jour
     for who, seconds, what in turns:
         clock.advance(seconds)
         daemon.receive([Message(f"plant/{n % 3}/{n}", b"%d" % rng.randrange(9), 0, 0, False, clock.now()) for n in who])
-        is_killed = what in ("SIGKILL", "power cut")
-        if what == "in the middle":
-            files.step = kill_at(rng.randrange(1, 6))
-        try:
-            daemon.turn()
-            before = daemon.shard.export()
-        except Killed:
-            is_killed, before = True, None
-        files.step = lambda: None
-        if what == "snapshot":
-            daemon.save(daemon.shard)
-            daemon.engine._safekeeping.begin_anew()
+        is_killed = daemon.live(what, rng)
+        before = daemon.shard.export() if what != "in the middle" else None
         if is_killed:
-            files = files.one_after_power_cut(rng) if what == "power cut" else files
+            files = daemon.left(what, rng)
             daemon = Daemon(files, broker, clock, daemon.saved, make=new_shard)
             if before is not None:
                 same(before, daemon.shard.export())

@@ -24,8 +24,7 @@ from streamer.requests import Command, MarkNormal, Pause, Resume
 from streamer.shard import Shard, State
 from tests.crashfs import CrashFiles
 from tests.streams import START, batch, new_shard, noise, shipped_weights
-from tests.test_eviction import kill_at
-from tests.test_safekeeping import Broker, Daemon, Killed, Snapshot
+from tests.test_safekeeping import Broker, Daemon, Killed, Snapshot, kill_at
 from tests.test_shard import same, through_json
 
 FIELDS = ["plant/a#t", "plant/a#p", "plant/b"]
@@ -361,21 +360,11 @@ def test_any_order_of_readings_commands_and_kills_gives_the_state_that_the_journ
             [Message(key, value, 0, 0, False, clock.now()) for key, value in zip(who, readings, strict=True)]
         )
         asked = [(word, key, daemon.engine.command(WORDS[word](key))) for word, key in commands]
-        if what == "in the middle":
-            files.step = kill_at(rng.randrange(1, 8))
-        is_killed = what in ("SIGKILL", "power cut")
-        try:
-            daemon.turn()
-        except Killed:
-            is_killed = True
-        files.step = lambda: None
+        is_killed = daemon.live(what, rng)
         answers = [(word, key, future.result().done) for word, key, future in asked if future.done()]
         is_paused |= {key: word == "pause" for word, key, done in answers if done and word != "mark-normal"}
-        if what == "snapshot":
-            daemon.save(daemon.shard)
-            daemon.engine._safekeeping.begin_anew()
         if is_killed:
-            files = files.one_after_power_cut(rng) if what == "power cut" else files
+            files = daemon.left(what, rng)
             daemon = start(files, broker, clock, daemon.saved)
             assert_is_what_the_journal_says(daemon)
             unanswered = {key for _, key, future in asked if not future.done()}

@@ -5,6 +5,7 @@ The engine is turned by hand on a file system that can lose power, against a bro
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -177,6 +178,30 @@ class Daemon:
         self.receive([self.broker.publish(self.clock.now()) for _ in range(min(count, room))])
         self.engine.turn(self.inbox.take(1_000, 0))
 
+    def snapshot(self) -> None:
+        """One of the state between two turns, whole."""
+        for _ in self.save(self.shard):
+            pass
+        self.engine._safekeeping.begin_anew()
+
+    def live(self, fate: str, rng: random.Random) -> bool:
+        """A turn and what comes over it: `in the middle` or behind it a kill, or a `snapshot`. True: it is dead."""
+        if fate == "in the middle":
+            self.files.step = kill_at(rng.randrange(1, 8))
+        try:
+            self.turn()
+        except Killed:
+            return True
+        finally:
+            self.files.step = lambda: None
+        if fate == "snapshot" and not self.shard.is_swapping:
+            self.snapshot()
+        return fate in ("SIGKILL", "power cut")
+
+    def left(self, fate: str, rng: random.Random) -> CrashFiles:
+        """What the next run finds."""
+        return self.files.one_after_power_cut(rng) if fate == "power cut" else self.files
+
     def wait_acknowledged(self, count: int) -> None:
         """Turns without messages until the broker has been told of so many."""
 
@@ -188,6 +213,17 @@ class Daemon:
 
     def rejected(self) -> float:
         return scrapes.parse(self.metrics.render("")[0].decode())["messages_rejected_total", "redelivered"]
+
+
+def kill_at(nth: int) -> Callable[[], None]:
+    """For the n-th step of the disk."""
+    steps = itertools.count(1)
+
+    def step() -> None:
+        if next(steps) == nth:
+            raise Killed
+
+    return step
 
 
 def new_shard() -> Shard:

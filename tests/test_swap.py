@@ -24,8 +24,7 @@ from streamer.shard import Shard
 from tests import streams
 from tests.crashfs import CrashFiles
 from tests.streams import START, cut, feed, noise, random_weights, shipped_weights, stream
-from tests.test_eviction import kill_at
-from tests.test_safekeeping import Broker, Daemon, Killed
+from tests.test_safekeeping import Broker, Daemon
 from tests.test_shard import same, through_json
 
 SERIES = 7
@@ -178,6 +177,21 @@ def test_weights_that_no_longer_serve_are_let_go() -> None:
     assert set(shard._known) == {SETS[0].sha256, SETS[3].sha256}
 
 
+def test_a_swap_that_is_given_up_leaves_the_old_weights() -> None:
+    """Without a journal a stop does not wait for its end: what is saved is whole, and of the old weights."""
+    shard = new_shard()
+    shard.registry.resolve(KEYS, START)
+    feed(shard, stream(300, SERIES, seed=3), at_once=30)
+    before = shard.export()
+    shard.begin_swap(SETS[3], 2)
+    shard.go_on_swapping(3)
+    assert (shard.coming, shard.is_swapping) == (2, True)
+    shard.give_up_swap()
+    assert (shard.generation, shard.weights, shard.coming) == (1, SETS[0], None)
+    same(before, shard.export())
+    feed(shard, stream(50, SERIES, seed=4))
+
+
 def test_a_second_swap_finishes_the_first() -> None:
     shard = new_shard()
     shard.registry.resolve(KEYS, START)
@@ -239,21 +253,10 @@ def test_any_order_of_readings_swaps_and_kills_gives_the_state_that_the_journal_
         if what == "swap":
             swaps += 1
             daemon.engine.swap(rng.choice(SETS), 1 + swaps)
-        is_killed = what in ("SIGKILL", "power cut")
-        if what == "in the middle":
-            files.step = kill_at(rng.randrange(1, 6))
-        try:
-            daemon.turn()
-            before = daemon.shard.export()
-        except Killed:
-            is_killed, before = True, None
-        files.step = lambda: None
-        if what == "snapshot" and not daemon.shard.is_swapping:
-            for _ in daemon.save(daemon.shard):
-                pass
-            daemon.engine._safekeeping.begin_anew()
+        is_killed = daemon.live(what, rng)
+        before = daemon.shard.export() if what != "in the middle" else None
         if is_killed:
-            files = files.one_after_power_cut(rng) if what == "power cut" else files
+            files = daemon.left(what, rng)
             daemon = Daemon(files, broker, clock, daemon.saved, make=new_shard)
             if before is not None:
                 same(before, daemon.shard.export())

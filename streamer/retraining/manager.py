@@ -1,7 +1,7 @@
 """Retraining from the daemon's side: begins one when it is due, takes its verdict, watches over what was promoted.
 
-For the main thread, which calls `tick` once a second. It reads no reading and touches no state: the engine is asked,
-and told, by plain callables; the training is another process's.
+For one thread, which calls `tick` once a second and may have to wait for the disk. It reads no reading and touches no
+state: the engine is asked, and told, by plain callables; the training is another process's.
 
     due -> the engine says where the journal stands and what is abnormal -> child -> verdict
     promoted -> kept under the next number -> the engine swaps -> probation beside the weights before -> stays, or back
@@ -10,6 +10,7 @@ and told, by plain callables; the training is another process's.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 from collections.abc import Callable
@@ -38,6 +39,7 @@ LAST = "last.json"
 SURE = 3.0  # standard errors by which the new weights must be worse, at the end of the probation, to be taken back
 VERY_SURE = 5.0  # before its end: looking every second at a difference makes small ones come by chance
 LEAST_JUDGED = 500  # readings
+RECORD_SECONDS = 3600.0  # a new record of the site's loss is written down no more often
 
 
 class Serving(NamedTuple):
@@ -75,7 +77,6 @@ class Terms:
     plan: Plan
     journal: Path
     lateness_seconds: float
-    budget_per_series_month: float
     min_readings: int
     max_series_steps: int
     probation_seconds: float
@@ -98,6 +99,10 @@ class Last(msgspec.Struct):
     ended: float
     verdict: Verdict | None = None
     probation: Probation | None = None
+    taken_back: int | None = None
+    """the generation that did worse than the one before it, and went"""
+    drift_record: tuple[int, float] | None = None
+    """a generation and the smallest mean loss of an hour under it"""
 
 
 class Refused(Exception):
@@ -133,6 +138,7 @@ class Retraining:
         self._child: Training | None = None
         self._incumbent: Generation | None = None
         self._reason = ""
+        self._record_kept_at = -math.inf
 
     def start(self) -> None:
         """Goes on where the last run ended: with the timer, and with a probation."""
@@ -142,6 +148,8 @@ class Retraining:
             self._policy = Policy(self._terms.plan, kept.ended, self._random.randrange(2**31))
         else:
             self._keep_last()  # a daemon that is started anew every day must not begin to count every day
+        if self.last.drift_record is not None and self.last.drift_record[0] == self._serving.generation():
+            self._policy.drift.record = self.last.drift_record[1]
         probation, serving = self.last.probation, self._serving
         if probation is not None and (probation.number == serving.generation() or serving.is_swapping()):
             try:
@@ -183,6 +191,11 @@ class Retraining:
         serving = self._generations.serving()
         if serving is None or serving.before is None:
             raise Refused("no other weights have served here before")
+        if serving.before == self.last.taken_back:
+            raise Refused(
+                f"the ones before, generation {serving.before}, did worse and were taken back; "
+                f"`streamer models promote {serving.before}` lets them serve all the same"
+            )
         return self.promote(serving.before)
 
     # --- Once a second ---
@@ -195,7 +208,7 @@ class Retraining:
     def tick(self) -> None:
         """Whatever is to be done now; never waits."""
         now = self._clock.now()
-        self._policy.drift.observe(self._clock.monotonic(), self._serving.loss())
+        self._watch_drift()
         if self._occasion is not None and self._occasion.done():
             self._start_child(self._occasion.result())
         elif self._child is not None:
@@ -210,6 +223,16 @@ class Retraining:
         if self.last.probation is not None and not self._serving.is_swapping():
             self._watch_over(self.last.probation, now)
         self._metrics.set("retrain_running", float(self.is_running))
+
+    def _watch_drift(self) -> None:
+        """The record outlives a restart, else a site that drifts under a daemon that is started daily is never told."""
+        drift, monotonic = self._policy.drift, self._clock.monotonic()
+        drift.observe(monotonic, self._serving.loss())
+        record = self._serving.generation(), drift.record
+        if math.isfinite(drift.record) and record != self.last.drift_record and monotonic >= self._record_kept_at:
+            self.last.drift_record = record
+            self._record_kept_at = monotonic + RECORD_SECONDS
+            self._keep_last()
 
     def _begin(self, reason: str) -> None:
         self._reason = reason
@@ -234,7 +257,7 @@ class Retraining:
             paused=occasion.paused,
             devices=occasion.devices,
             lateness_seconds=terms.lateness_seconds,
-            budget_per_series_month=terms.budget_per_series_month,
+            budget_per_series_month=occasion.budget_per_series_month,
             max_series_steps=terms.max_series_steps,
             min_readings=terms.min_readings,
             device=terms.device,
@@ -321,6 +344,7 @@ class Retraining:
             worse_by=round(found.worse_by, 4), noise=round(found.noise, 4), readings=found.readings,
         )  # fmt: skip
         self._metrics.add("model_rollbacks_total")
+        self.last.taken_back = probation.number
         self._end_probation("rolled back")
         self._swap(weights, probation.before, is_watched=False)
 

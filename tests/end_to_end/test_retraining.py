@@ -14,7 +14,9 @@ import pytest
 
 from streamer.generations import Generations
 from tests.conftest import StartBroker
-from tests.end_to_end.daemon import SECONDS, Daemon, client, running, send, state_of
+from tests.end_to_end.daemon import SECONDS, Daemon, client, message, running, send, state_of
+from tests.end_to_end.strace import hanging
+from tests.servers import processes_of
 from tests.streams import START
 from tests.waiting import wait_until
 
@@ -120,9 +122,30 @@ def test_a_trainer_that_is_killed_or_stands_still_harms_nothing(mosquitto: Start
         wait_until(lambda: not Path(f"/proc/{pid}").exists(), SECONDS, "the end of the trainer")
 
 
+@pytest.mark.slow
+@pytest.mark.server("strace")
+def test_a_disk_that_hangs_keeps_retraining_waiting_and_nobody_else(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """It cannot write its request: scoring goes on, the watchdog is fed, and SIGTERM is obeyed within five seconds."""
+    broker = mosquitto()
+    with client(broker) as peer, running(broker.port, tmp_path, *SMALL) as daemon:
+        daemon.wait_ready()
+        send(peer, "plant/oven", message(0, 20.0))
+        daemon.wait_settled(1)
+        daemon.wait_durable()
+        with hanging(daemon.process, "fsync"):
+            assert ask(tmp_path, "train")[0] == 0
+            wait_until(lambda: "retraining" in os.listdir(tmp_path / "state"), SECONDS, "the retraining's directory")
+            send(peer, "plant/oven", message(1, 20.0))
+            daemon.wait_settled(2)
+            assert daemon.get("/-/healthy")[0] == 200
+            assert ask(tmp_path, "pause", "plant/oven#temperature")[0] == 0
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.wait_log(" stopped ", 5.0)  # its last word: strace holds the thread that hangs, and so the process
+        daemon.process.wait(SECONDS)
+
+
 def children(daemon: Daemon) -> list[int]:
-    pid = daemon.process.pid
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return processes_of(daemon.process.pid)
 
 
 def failures(daemon: Daemon) -> float:

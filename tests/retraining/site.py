@@ -55,7 +55,7 @@ class Site:
         """A second of the main thread; a retraining that it begins is seen to its end, and so is a swap."""
         retraining = self.app._retraining
         assert retraining is not None
-        self.app.tick()
+        self.app._tend()
         if retraining.is_running:
             wait_until(self._has_ended, TRAINING_SECONDS, "the end of the retraining")
             verdict = retraining.last.verdict
@@ -67,7 +67,7 @@ class Site:
     def _has_ended(self) -> bool:
         assert self.app._retraining is not None
         self.engine.turn([])
-        self.app.tick()
+        self.app._tend()
         return not self.app._retraining.is_running
 
 

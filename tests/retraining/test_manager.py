@@ -58,6 +58,7 @@ class Desk:
         self.swaps: list[tuple[str, int, bool]] = []
         self.watched: list[str | None] = []
         self.comparison: Comparison | None = None
+        self.loss = float("nan")
         self.children: list[Trained] = []
         self.starts = True
         self.is_swapping = is_swapping
@@ -69,10 +70,9 @@ class Desk:
             weights_files.save(random_weights(CONFIG, 1), base)
             self.generations.add(base, "shipped", START)
         terms = Terms(
-            plan=Plan(24 * HOUR, 0.0),
+            plan=Plan(24 * HOUR, 0.5),
             journal=directory / "journal",
             lateness_seconds=0.0,
-            budget_per_series_month=1.0,
             min_readings=500,
             max_series_steps=10_000,
             probation_seconds=24 * HOUR,
@@ -87,7 +87,7 @@ class Desk:
             generation=lambda: self.number,
             is_swapping=lambda: self.is_swapping,
             comparison=lambda: self.comparison,
-            loss=lambda: float("nan"),
+            loss=lambda: self.loss,
         )
         self.manager = Retraining(
             terms, directory, self.generations, serving, self.metrics, self.clock, seed=1, new_child=self._new_child
@@ -96,7 +96,7 @@ class Desk:
 
     def _occasion(self) -> Future[Occasion]:
         future: Future[Occasion] = Future()
-        future.set_result(Occasion(123, [(4, START)], [5], ["plant"]))
+        future.set_result(Occasion(123, [(4, START)], [5], ["plant"], 2.5))
         return future
 
     def _swap(self, weights: Weights, number: int, is_watched: bool) -> None:
@@ -133,7 +133,7 @@ def test_what_is_promoted_is_kept_and_serves_on_probation(tmp_path: Path) -> Non
     desk.train()
     request = desk.children[0].request
     assert (request.end, request.open_abnormal, request.paused, request.devices) == (123, [(4, START)], [5], ["plant"])
-    assert request.judge_from == 0
+    assert (request.judge_from, request.budget_per_series_month) == (0, 2.5)
     about = desk.generations.about(2)
     assert about is not None
     assert (about.origin, about.trained_until, about.verdict["result"]) == ("trained", 100, "promoted")
@@ -173,6 +173,10 @@ def test_weights_that_do_worse_are_taken_back(tmp_path: Path, hours: float) -> N
     assert desk.swaps[-1] == (base.sha256, 1, False)
     assert desk.watched == [None]
     assert scrapes.parse(desk.metrics.render("")[0].decode())["model_rollbacks_total", ""] == 1
+    with pytest.raises(Refused, match="did worse and were taken back; `streamer models promote 2`"):
+        desk.manager.rollback()
+    desk.manager.promote(2)
+    assert desk.number == 2
 
 
 @pytest.mark.parametrize("found", [None, Comparison(100, 5, 0.5, 0.01), Comparison(10_000, 50, 0.02, 0.01)])
@@ -317,3 +321,21 @@ def test_what_is_kept_of_the_last_one_may_be_damaged(tmp_path: Path, content: by
     desk.train("rejected")
     (tmp_path / WORK_DIRECTORY / "last.json").write_bytes(content)
     assert Desk(tmp_path).manager.last.verdict is None
+
+
+def test_drift_is_told_over_restarts(tmp_path: Path) -> None:
+    """By the record that the weights had in an earlier run; that of other weights says nothing."""
+    clock = ManualClock(START)
+
+    def run(hours: float, loss: float, number: int = 1) -> Desk:
+        desk = Desk(tmp_path, clock, number=number)
+        desk.loss = loss
+        for _ in range(int(60 * hours)):
+            clock.advance(60.0)
+            desk.manager.tick()
+        return desk
+
+    assert not run(3, 1.0).children
+    assert not run(1.5, 5.0, number=2).children
+    run(3, 1.0)
+    assert run(1.5, 2.0).children
