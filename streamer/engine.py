@@ -7,18 +7,15 @@ the one-slot mailbox, or reads what a turn has finished: counters, the table of 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from models.weights import Weights
 from streamer import outbox
@@ -30,6 +27,7 @@ from streamer.inbox import Inbox
 from streamer.journal import Journal
 from streamer.log import SparingLog, event
 from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
+from streamer.orders import Deed, Orders, understood
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Alarm, Batch, Float64, Message, Unscored
 from streamer.records import (
@@ -38,21 +36,20 @@ from streamer.records import (
     Fact,
     Group,
     Heard,
-    MarkedNormal,
     Paused,
     Rebuilt,
     Released,
-    Resumed,
     Swapped,
     Swept,
 )
 from streamer.recovery import apply, slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
-from streamer.requests import Command, MarkNormal, Pause, Result, Resume, id_in, read, result_of
+from streamer.requests import Command, Result
 from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
 from streamer.shadow import Comparison
 from streamer.shard import Outcome, Ready, Shard
+from streamer.telling import Publish, States, Telling, series_of
 from streamer.topics import command_topic
 
 log = logging.getLogger(__name__)
@@ -71,15 +68,10 @@ IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes roo
 MOST_EVICTED = 1000  # in a sweep: some milliseconds
 MOST_WATCHED = 256  # series for which the weights before forecast on
 REBUILT_ROWS = 64  # series that get their state under other weights between two turns: 15 to 25 ms
-MOST_COMMANDS = 64  # that wait
-COMMANDS_A_SECOND = 10  # by MQTT: more than a person gives
-AGAIN_SECONDS = 0.5  # the same command so soon is one command
 MOST_SHOWN = 200  # characters of a key that somebody else has written, in the log
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
 MESSAGE_REJECTIONS = ("redelivered",)
 READING_REJECTIONS = ("future", "out_of_range", "admission_rate", "admission_full")
-
-Publish = Callable[[outbox.Outgoing], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +107,6 @@ class _Sender(NamedTuple):
     """0 where nobody will ask whether it came before"""
 
 
-class _Order(NamedTuple):
-    """A command that waits for the end of the turn."""
-
-    command: Command
-    by: str
-    future: Future[Result]
-
-
-class _Answer(NamedTuple):
-    """Its result, which waits for the disk."""
-
-    end: int
-    """it is safe when all records below this position are"""
-    result: Result
-    future: Future[Result]
-
-
 class Engine:
     """Turns messages into verdicts. `start` runs it in a thread of its own; tests and tools call `turn` themselves."""
 
@@ -161,7 +136,7 @@ class Engine:
         max_future_seconds: float = 300.0,
         idle_seconds: float = IDLE_SECONDS,
         silent: bool = True,
-        publish_series: Literal["alarm", "all", "off"] = "alarm",
+        publish_series: States = "alarm",
         rebuilt_rows: int = REBUILT_ROWS,
         takes_commands: bool = False,
     ) -> None:
@@ -179,7 +154,6 @@ class Engine:
         self._inbox = inbox
         self._metrics = metrics
         self._clock = clock
-        self._publish = publish
         self._redelivery = redelivery or Redelivery()
         self._safekeeping = Safekeeping(
             shard,
@@ -206,7 +180,7 @@ class Engine:
         self._max_future_seconds = max_future_seconds
         self._idle_seconds = idle_seconds
         self._silent = silent
-        self._publish_series = publish_series
+        self._telling = Telling(instance, shard, publish, metrics, publish_series)
         self._rebuilt_rows = rebuilt_rows
         self._command_topic = command_topic(instance) if takes_commands else None
         self._sparing = SparingLog(log, 10.0, clock.monotonic)
@@ -219,7 +193,6 @@ class Engine:
         self._taken_until = -np.inf
         """arrival of the last message that was taken"""
         self._has_settled = False
-        self._touched: set[int] = set()
         self._remembered: list[Alarm] = []
         self._remembering: Future[object] | None = None
         self._lost: list[Change] = []
@@ -232,11 +205,7 @@ class Engine:
         self._mailbox: Adjustment | None = None
         self._swaps_asked, self._swaps_begun = 0, 0
         self._asked: deque[Callable[[], None]] = deque()
-        self._orders: queue.Queue[_Order] = queue.Queue(MOST_COMMANDS)
-        self._answers: deque[_Answer] = deque()
-        self._heeded: deque[Message] = deque(maxlen=MOST_COMMANDS)
-        """the last commands by MQTT: one that comes again is answered once"""
-        self._commands_left = COMMANDS_A_SECOND
+        self._orders = Orders(metrics, self._sparing, self._reply)
         self._thread: threading.Thread | None = None
         self._leave_by: float | None = None  # monotonic; set by `stop`
         self._failure: BaseException | None = None
@@ -287,13 +256,13 @@ class Engine:
         told twice does no harm, its id is the same.
         """
         known, heard_of = self._shard.open_alarms(), {alarm.id for alarm in remembered}
-        ids, series = {alarm.id for alarm in known}, {key for alarm in known for key in _series_of(alarm)}
+        ids, series = {alarm.id for alarm in known}, {key for alarm in known for key in series_of(alarm)}
         for alarm in remembered:
             told = set(series)
             if alarm.id not in ids:
                 self._lost.append(Change("closed", (closed or {}).get(alarm.id, alarm)))
                 told.add(alarm.key)
-            self._lost += [Change("left", alarm, key) for key in _series_of(alarm) if key not in told]
+            self._lost += [Change("left", alarm, key) for key in series_of(alarm) if key not in told]
         self._untold = [Change("opened", a, next(iter(a.members), None)) for a in known if a.id not in heard_of]
         self._remembered = remembered
 
@@ -364,13 +333,7 @@ class Engine:
 
     def command(self, command: Command, by: str = "request file") -> Future[Result]:
         """Obeyed between two turns; the result comes when a start would repeat it. From any thread."""
-        future: Future[Result] = Future()
-        try:
-            self._orders.put_nowait(_Order(command, by, future))
-        except queue.Full:
-            self._metrics.add("commands_total", 1, "refused")
-            future.set_result(result_of(command, False, f"{MOST_COMMANDS} commands wait already: ask again later"))
-        return future
+        return self._orders.put(command, by)
 
     @property
     def has_failed(self) -> bool:
@@ -412,7 +375,7 @@ class Engine:
                     share = TURN_SECONDS / max(self._clock.monotonic() - started, TURN_SECONDS / MAX_BATCH)
                     limit = min(max(int(len(messages) * share), LEAST_BATCH), MAX_BATCH)
             self._safekeeping.commit([], np.inf, is_last=True)
-            self._answer_last()
+            self._orders.answer_last(self._safekeeping.is_kept)
             self._saving = None  # one that is not finished is older
             if self._remember_all() and self._save_if_whole():
                 while self._go_on_saving():
@@ -499,7 +462,7 @@ class Engine:
         is_due = started - self._saved_at >= self._save_every_seconds()
         if not self._go_on_saving() and is_due and not self._shard.is_swapping:
             self._saved_at = started if self._save_if_whole() else self._saved_at
-        self._answer()
+        self._orders.answer(self._safekeeping.is_kept)
         self.progress_at = self._clock.monotonic()
 
     def _settle(self, messages: list[Message], started: float) -> None:
@@ -559,7 +522,7 @@ class Engine:
         batch, parts = ready.batch, slices(ready.batch)
         may_leave = len(parts) > 1 and (self._safekeeping.has_journal or not ready.is_heard)
         self._tell(ready.changes)
-        self._note_touched(batch.slot)
+        self._telling.note(batch.slot)
         self._has_settled = True
         whole = Outcome(no_scores(len(batch)), np.full(len(batch), np.nan), list(ready.changes))
         for rows in parts:
@@ -592,7 +555,7 @@ class Engine:
             elif not decoder.is_wanted(message.topic):
                 counts["ignored"] += 1
                 if message.topic == self._command_topic:
-                    self._take_command(message)
+                    self._orders.take(message)
             elif message.retain:
                 counts["retained"] += 1
             elif reason := decoder.decode(message.topic, message.payload, message.arrival, columns):
@@ -679,10 +642,7 @@ class Engine:
     def _say_anew(self) -> None:
         """A broker that was away may have lost what it had retained; and a run that was killed has left some behind."""
         self._tell_past()
-        if self._publish_series != "off":
-            for alarm in self._shard.open_alarms():
-                for key in _series_of(alarm):
-                    self._send(self._state_of_alarm(alarm, key))
+        self._telling.alarms_anew()
 
     def _tell_past(self) -> None:
         """Once: what `close_lost` has found."""
@@ -740,7 +700,7 @@ class Engine:
     def _sweep(self, started: float) -> None:
         """What depends on the passing of time: silence, the table of series, gauges."""
         self._swept_at = started
-        self._commands_left = COMMANDS_A_SECOND
+        self._orders.a_second_has_passed()
         now = self._clock.now()
         # Who has spoken may still wait in the inbox: then only the time up to the last message taken is judged.
         until = min(now, self._taken_until) if self._inbox.queued() else now
@@ -754,7 +714,7 @@ class Engine:
             for change in changes:
                 self._metrics.add("alarms_opened_total", 1, change.alarm.kind)
         self._make_room(started, now)
-        self._publish_touched(now)
+        self._telling.noted(now)
         self._renew_table(now)
         self._remember_told()
         shadow = self._shard.detector.shadow
@@ -793,10 +753,7 @@ class Engine:
         self._commit([], started)
         changes = self._shard.evict(slots, now)
         self._tell(changes)
-        self._touched.difference_update(slots.tolist())
-        if self._publish_series == "all":
-            for key in keys:
-                self._send(outbox.no_series_state(self._instance, key))
+        self._telling.forgotten(slots.tolist(), keys)
         with self._metrics.lock:
             self._metrics.add("series_evicted_total", len(slots))
             for change in changes:
@@ -829,114 +786,35 @@ class Engine:
 
     # --- What a person asks for ---
 
-    def _take_command(self, message: Message) -> None:
-        """One that has come by MQTT; what is none is answered too, as far as there are not too many."""
-        if self._comes_again(message):
-            return
-        if self._commands_left <= 0:
-            self._metrics.add("commands_total", 1, "refused")
-            self._sparing.event(logging.WARNING, "commands refused: too many a second", per="commands")
-            return
-        self._commands_left -= 1
-        self._heeded.append(message)
-        try:
-            if message.retain:
-                raise ValueError(
-                    "the broker had kept this command, retained or while the daemon was away: publish it anew, "
-                    "without the retain flag"
-                )
-            asked = read(message.payload)
-        except ValueError as error:
-            self._metrics.add("commands_total", 1, "refused")
-            self._sparing.event(logging.WARNING, "command refused", per="command", by="MQTT", reason=str(error))
-            refusal = Result(False, str(error), id_in(message.payload))
-            self._send(outbox.command_result(self._instance, refusal))
-            return
-        self.command(asked, "MQTT").add_done_callback(
-            lambda future: self._send(outbox.command_result(self._instance, future.result()))
-        )
-
-    def _comes_again(self, message: Message) -> bool:
-        """Since its acknowledgement was lost, or since two of our subscriptions match it."""
-        alike = [each for each in self._heeded if each.payload == message.payload]
-        return bool(alike) and (message.dup or message.arrival - alike[-1].arrival < AGAIN_SECONDS)
-
     def _obey(self, started: float) -> None:
         """All that was asked for so far, in its order: each in the journal, then done."""
-        while True:
-            try:
-                order = self._orders.get_nowait()
-            except queue.Empty:
-                return
+        while (order := self._orders.next()) is not None:
             self._tell_past()  # "opened" before what closes it
-            result = self._obey_one(order.command, started)
-            self._metrics.add("commands_total", 1, "done" if result.done else "refused")
+            found = understood(order.command, self._shard, self._clock.now())
+            result = self._do(found, started) if isinstance(found, Deed) else found
             event(
                 log, logging.INFO, "command done" if result.done else "command refused", command=result.command,
                 key=result.key[:MOST_SHOWN], by=order.by, series=result.series, detail=result.detail,
             )  # fmt: skip
-            self._answers.append(_Answer(self._safekeeping.end, result, order.future))
+            self._orders.promise(self._safekeeping.end, result, order.future)
 
-    def _obey_one(self, command: Command, started: float) -> Result:
-        shard, now = self._shard, self._clock.now()
-        slot = shard.registry.find(command.key)
-        is_device = slot is None
-        slots = shard.registry.of_device(command.key.removesuffix("#*")) if slot is None else np.array([slot], np.intp)
-        if not len(slots):
-            return result_of(
-                command, False,
-                "found no such series and no such device; expected a key as alarms have it, such as "
-                "plant/a#temperature, or plant/a#* for all series of a device",
-            )  # fmt: skip
-        is_paused = shard.is_paused(slots)
-        fact: Fact
-        match command:
-            case Pause():
-                slots = slots[~is_paused]
-                fact, detail = Paused(slots.tolist(), now), "paused"
-            case Resume():
-                slots = slots[is_paused]
-                fact, detail = Resumed(slots.tolist(), now), "resumed: the next reading has no verdict"
-            case MarkNormal():
-                slots = slots[shard.is_in_alarm(slots)] if is_device else slots
-                if not len(slots):
-                    return result_of(
-                        command, False, "no series of this device is in an alarm: name the one that begins anew"
-                    )
-                fact, detail = MarkedNormal(slots.tolist(), now), "marked normal: a verdict again in 20 readings"
-        if not len(slots):
-            already = "paused already" if isinstance(command, Pause) else "not paused"
-            return result_of(command, True, f"nothing to do: {already}")
-        if isinstance(fact, Paused):
-            self._append_each(shard.spans(slots))
-        self._safekeeping.append(fact)
+    def _do(self, deed: Deed, started: float) -> Result:
+        if isinstance(deed.fact, Paused):
+            self._append_each(self._shard.spans(deed.slots))
+        self._safekeeping.append(deed.fact)
         self._commit([], started)
-        changes = apply(fact, shard, self._redelivery)
+        changes = apply(deed.fact, self._shard, self._redelivery)
         self._has_settled = True  # what the table shows of these series has changed
         self._tell(changes)
         with self._metrics.lock:
-            self._metrics.set("series_paused", len(shard.paused()))
+            self._metrics.set("series_paused", len(self._shard.paused()))
             for change in changes:
                 if change.what == "closed":
                     self._metrics.add("alarms_closed_total", 1, change.alarm.kind)
-        return result_of(command, True, f"{len(slots)} series {detail}", len(slots))
+        return deed.result
 
-    def _answer(self) -> None:
-        """What is safe by now."""
-        while self._answers and self._safekeeping.is_kept(self._answers[0].end):
-            _, result, future = self._answers.popleft()
-            future.set_result(result)
-
-    def _answer_last(self) -> None:
-        """The end has come: what is not safe, or was not obeyed any more, is not done."""
-        self._answer()
-        while self._answers:
-            _, result, future = self._answers.popleft()
-            detail = "the daemon has stopped before the disk had it: look, and ask again"
-            future.set_result(msgspec.structs.replace(result, done=False, detail=detail))
-        while not self._orders.empty():
-            command, _, future = self._orders.get_nowait()
-            future.set_result(result_of(command, False, "the daemon has stopped before it could obey"))
+    def _reply(self, result: Result) -> None:
+        self._telling.send(outbox.command_result(self._instance, result))
 
     # --- Telling ---
 
@@ -946,55 +824,7 @@ class Engine:
             return
         self._append_each([change.abnormal for change in changes if change.abnormal is not None])
         self.alarms = self._shard.open_alarms()
-        still_open = {key: alarm for alarm in self.alarms for key in _series_of(alarm)}
-        latest = {change.alarm.id: change for change in changes if change.what != "left"}
-        for change in changes:
-            alarm, key = change.alarm, change.series or change.alarm.key
-            if change.what in ("opened", "closed"):
-                level = logging.WARNING if change.what == "opened" else logging.INFO
-                event(
-                    log, level, f"alarm {change.what}", id=alarm.id, kind=alarm.kind, key=alarm.key, **_figures(alarm)
-                )
-            # A fault that moves a hundred fields of one message has a hundred updates: the last one says it all.
-            if change.what != "left" and (change.what != "updated" or change is latest[alarm.id]):
-                self._send(outbox.alarm_event(self._instance, change))
-            if self._publish_series != "off":
-                # A series that was in alarm and then fell silent has two; the state tells of one that is open.
-                shown = alarm if change.what in ("opened", "updated") else still_open.get(key)
-                self._send(
-                    outbox.no_series_state(self._instance, key) if shown is None else self._state_of_alarm(shown, key)
-                )
-
-    def _state_of_alarm(self, alarm: Alarm, key: str) -> outbox.Outgoing:
-        state = "silent" if alarm.kind == "silent" else "alarm"
-        figures = self._shard.value_alarms.figures(alarm, key)
-        return outbox.series_state(self._instance, key, state, time=alarm.updated_at, figures=figures, alarm=alarm)
-
-    def _note_touched(self, slots: NDArray[np.int32]) -> None:
-        if self._publish_series == "all":
-            self._touched.update(slots.tolist())
-
-    def _publish_touched(self, now: float) -> None:
-        """With `publish_series = all`: the state of each series that has reported since the last sweep."""
-        shard = self._shard
-        is_warming = shard.detector.is_warming(shard.registry.rows)
-        paused = set(shard.paused().tolist())
-        for slot in self._touched:
-            score, value, expected, lower, upper = shard.detector.latest[slot].tolist()
-            alarm = shard.value_alarms.alarm_of(slot)
-            state = "alarm" if alarm else "normal" if not np.isnan(score) else "warming" if is_warming[slot] else "gap"
-            state = "paused" if slot in paused else state
-            figures = {"score": score, "value": value, "expected": expected, "lower": lower, "upper": upper}
-            self._send(
-                outbox.series_state(
-                    self._instance, shard.registry.key(slot), state, time=now, figures=figures, alarm=alarm
-                )
-            )
-        self._touched.clear()
-
-    def _send(self, message: outbox.Outgoing) -> None:
-        sent = self._publish(message)
-        self._metrics.add("publishes_total" if sent else "publishes_dropped_total")
+        self._telling.changes(changes, self.alarms)
 
 
 def _latency_seconds(ready: Ready, outcome: Outcome, finished: float) -> Float64:
@@ -1009,19 +839,3 @@ def _kinds(outcome: Outcome, what: str) -> dict[str, int]:
 
 def _closed(change: Change, now: float) -> Change:
     return change._replace(alarm=replace(change.alarm, updated_at=now, closed_at=now, reason="lost"))
-
-
-def _series_of(alarm: Alarm) -> tuple[str, ...]:
-    """Whose state an alarm is; of a device that is silent its joint key."""
-    return alarm.members or (alarm.key,)
-
-
-def _figures(alarm: Alarm) -> dict[str, float | str | None]:
-    """What the log says of an alarm."""
-    if alarm.kind == "silent":
-        return dict(alarm.detail)
-    names = ("value", "expected", "lower", "upper", "usual", "score", "view")
-    channels = ", ".join(f"{channel.key} {channel.share:.0%}" for channel in alarm.channels)
-    return {name: getattr(alarm, name) for name in names if name != "usual" or alarm.usual is not None} | {
-        "channels": channels
-    }

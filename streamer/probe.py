@@ -23,7 +23,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from streamer import endings
 from streamer.endings import Ending
-from streamer.mqtt import VERSIONS, PahoClient
+from streamer.receiver import VERSIONS, PahoClient
 from streamer.wire import Wire, connect
 
 TURN_SECONDS = 0.1  # the longest sleep within a wait

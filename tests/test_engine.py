@@ -15,13 +15,11 @@ from hypothesis import strategies as st
 from models.weights import ForecasterConfig, Weights
 from streamer.clock import ManualClock
 from streamer.engine import (
-    COMMANDS_A_SECOND,
     FIRST_BATCH,
     IDLE_SECONDS,
     LARGEST_VALUE,
     MAX_BATCH,
     MESSAGE_REJECTIONS,
-    MOST_COMMANDS,
     READING_REJECTIONS,
     STALE_SECONDS,
     STUCK_SECONDS,
@@ -31,6 +29,7 @@ from streamer.engine import (
 )
 from streamer.inbox import Inbox
 from streamer.metrics import Metrics
+from streamer.orders import COMMANDS_A_SECOND, MOST_WAITING
 from streamer.outbox import Outgoing
 from streamer.payloads import Decoder, Rejection
 from streamer.readings import Alarm, Batch, Float64, Message
@@ -1231,7 +1230,7 @@ def test_commands_are_bounded_in_size_and_number() -> None:
     bench.turn(*(bench.say(COMMAND, key) for key in keys))
     assert len(bench.results()) == 1 + COMMANDS_A_SECOND
     assert bench.numbers()["commands_total", "refused"] == 1 + 5 * COMMANDS_A_SECOND
-    futures = [bench.engine.command(Pause(key="plant/a")) for _ in range(MOST_COMMANDS + 1)]
-    assert [future.done() for future in futures] == [False] * MOST_COMMANDS + [True]
+    futures = [bench.engine.command(Pause(key="plant/a")) for _ in range(MOST_WAITING + 1)]
+    assert [future.done() for future in futures] == [False] * MOST_WAITING + [True]
     bench.turn()
     assert all(future.done() for future in futures)

@@ -19,8 +19,8 @@ LAYERS = (
     {"alarms", "baseline", "clock", "detector", "disk", "generations", "inbox", "inspection", "journal", "outbox"}
     | {"payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "requests", "safekeeping"}
     | {"shadow", "shard", "snapshot", "statedir"}
-    | {"endings", "packets", "wire"},  # what mqtt is made of
-    {"diskthread", "engine", "lessons", "replay", "report", "retraining"},
+    | {"endings", "packets", "receiver", "wire"},  # what mqtt is made of
+    {"diskthread", "engine", "lessons", "orders", "replay", "report", "retraining", "telling"},
     {"probe", "wiring"},
     {"app", "doctor"},
     {"cli"},
@@ -34,7 +34,7 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts} | 
 
 # What a package from elsewhere, or the settings, is used by; torch is free in models/ besides.
 ONLY_IN = {
-    "paho": {"mqtt", "probe"},
+    "paho": {"mqtt", "probe", "receiver"},
     "prometheus_client": {"http", "metrics"},
     "pydantic": {"settings"},
     "pydantic_settings": {"settings"},
@@ -43,7 +43,7 @@ ONLY_IN = {
 }
 # The middle layer says what happened and leaves the rest to the engine.
 NOT_IN_THE_MIDDLE = {"logging", "streamer.log", "streamer.metrics", "threading", "time"}
-ALLOWED_ALL_THE_SAME = {("clock", "time"), ("inbox", "threading"), ("inbox", "time")}
+ALLOWED_ALL_THE_SAME = {("clock", "time"), ("inbox", "threading"), ("inbox", "time"), ("receiver", "time")}
 
 
 class Import(NamedTuple):

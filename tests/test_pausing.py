@@ -422,7 +422,7 @@ def test_no_result_is_told_before_the_disk_has_the_command() -> None:
     last = daemon.engine.command(Resume(key="plant/1"))
     daemon.turn()
     unheard = daemon.engine.command(Resume(key="plant/2"))
-    daemon.engine._answer_last()
+    daemon.engine._orders.answer_last(daemon.engine._safekeeping.is_kept)
     assert [(each.result(0).done, "stopped before" in each.result(0).detail) for each in (last, unheard)] == [
         (False, True)
     ] * 2

@@ -11,8 +11,8 @@ import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from streamer.clock import ManualClock
-from streamer.mqtt import PahoClient, Receiver, acknowledgements
 from streamer.readings import Message
+from streamer.receiver import PahoClient, Receiver, acknowledgements
 from streamer.wire import Wire
 from tests.fake_broker import PINGRESP, connack, encode_length, publish, suback
 

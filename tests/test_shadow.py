@@ -7,7 +7,7 @@ import pytest
 
 from models import features, mixture
 from models.step import NumpyStepper
-from models.weights import ForecasterConfig
+from models.weights import ForecasterConfig, Weights
 from streamer.readings import Scores
 from streamer.recent import READINGS
 from streamer.shadow import LEAST_READINGS
@@ -25,9 +25,9 @@ def run(shard: Shard, first: int, last: int, odd: float = 0.0) -> None:
         shard.process(batch(np.arange(len(KEYS)), START + 10.0 * t, value), START)
 
 
-def swapped(first: Shard, to: object) -> None:
+def swapped(first: Shard, to: Weights) -> None:
     first.detector.watch(first.weights, np.arange(4), is_serving=True)
-    first.begin_swap(to, 2)  # type: ignore[arg-type]
+    first.begin_swap(to, 2)
     first.finish_swap()
 
 

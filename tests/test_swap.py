@@ -331,18 +331,20 @@ def test_a_batch_is_what_the_tests_above_take_it_for() -> None:
 
 def test_there_is_no_moment_between_a_swap_that_is_wanted_and_one_that_runs() -> None:
     """Who saw neither would take the probation of the new weights for over."""
-    clock, seen = ManualClock(START), []
-    daemon = Daemon(CrashFiles(), Broker(), clock, None, make=new_shard)
+    clock, seen = ManualClock(START), list[bool]()
+
+    class Watching(Shard):
+        def begin_swap(self, weights: Weights, generation: int) -> None:
+            seen.append(daemon.engine.is_swapping)
+            super().begin_swap(weights, generation)
+            seen.append(daemon.engine.is_swapping)
+
+    def watching() -> Shard:
+        return Watching(Registry(SERIES, 1e9, 1e9), SETS[0], SERIES, budget_per_series_month=1.0)
+
+    daemon = Daemon(CrashFiles(), Broker(), clock, None, make=watching)
     daemon.receive([Message(f"plant/{n}", b"1", 0, 0, False, clock.now()) for n in range(SERIES)])
     daemon.turn()
-    begin = daemon.shard.begin_swap
-
-    def begin_watched(weights: Weights, generation: int) -> None:
-        seen.append(daemon.engine.is_swapping)
-        begin(weights, generation)
-        seen.append(daemon.engine.is_swapping)
-
-    daemon.shard.begin_swap = begin_watched  # type: ignore[method-assign]
     daemon.engine.swap(SETS[1], 2, is_watched=True)
     daemon.turn()
     assert seen == [True, True]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -52,7 +53,8 @@ def verdicts(daemon: Daemon) -> dict[str, int]:
     """Retrainings that have ended, by result."""
     scrape = wait_for(daemon.scrape, 10, "a scrape")
     name = "streamer_retrain_total"
-    return {key[len(name) :]: int(value) for key, value in scrape.items() if key.startswith(name) and value}
+    found = {key: re.fullmatch(name + r'\{result="(.*)"\}', key) for key, value in scrape.items() if value}
+    return {label[1]: int(scrape[key]) for key, label in found.items() if label}
 
 
 class Bench:

@@ -59,4 +59,4 @@ def test_a_fault_that_stays_is_in_alarm_on_day_eight(tmp_path: Path) -> None:
         assert not [alarm for alarm in plant.engine.alarms if FAULTY in alarm.members]
         run(plant, 1, rng, fault=100.0)
         assert [alarm for alarm in plant.engine.alarms if FAULTY in alarm.members]
-    print(plant.results)  # noqa: T201
+    print(plant.results)  # noqa: T201  the figures of docs/retraining.md, by pytest -s
