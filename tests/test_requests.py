@@ -27,6 +27,7 @@ from streamer.requests import (
     read,
 )
 from tests.retraining.site import site
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("command", [Pause(key="a#b"), Resume(key="a#*", id="7"), MarkNormal(key="ä/+", id="x")])
@@ -148,7 +149,7 @@ def test_an_answer_that_cannot_be_written_does_not_lose_the_other_requests(tmp_p
         for request in ("1", "2"):
             asking.ask(request, Rollback())
         (asking.path / "1.result.json").mkdir()
-        made.app.serve_requests()
+        wait_until(lambda: not made.app.serve_requests(), 10.0, "the answers")
         result = asking.result("2")
     assert result is not None
     assert "no other weights" in result.detail

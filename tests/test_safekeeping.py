@@ -185,7 +185,10 @@ class Daemon:
         self.engine._safekeeping.begin_anew()
 
     def live(self, fate: str, rng: random.Random) -> bool:
-        """A turn and what comes over it: `in the middle` or behind it a kill, or a `snapshot`. True: it is dead."""
+        """A turn and what comes over it: `in the middle` or behind it a kill, or a `snapshot` if one can be.
+
+        True: it is dead.
+        """
         if fate == "in the middle":
             self.files.step = kill_at(rng.randrange(1, 8))
         try:
@@ -194,7 +197,7 @@ class Daemon:
             return True
         finally:
             self.files.step = lambda: None
-        if fate == "snapshot" and not self.shard.is_swapping:
+        if fate == "snapshot" and not self.shard.is_swapping and self.journal.durable == self.journal.end:
             self.snapshot()
         return fate in ("SIGKILL", "power cut")
 
