@@ -1,0 +1,27 @@
+"""What the image installs beside the daemon: its dependencies, with the wanted build of torch.
+
+`python3 requirements.py cpu > requirements.txt`; and afterwards, by the Python that they were installed for,
+`python requirements.py --check cpu`.
+"""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+BUILDS = ("any", "cpu", "cuda")
+*check, build = sys.argv[1:]
+if build not in BUILDS:
+    sys.exit(f"TORCH: found {build!r}; expected one of {', '.join(BUILDS)}")
+if check:
+    import torch
+
+    if build not in ("any", "cpu" if torch.version.cuda is None else "cuda"):
+        sys.exit(f"TORCH={build}, but the index has given torch {torch.__version__}: see docs/container.md")
+    sys.exit()
+
+(pin,) = re.findall(r"^torch==.*$", Path("constraints.txt").read_text(), re.MULTILINE)
+for requirement in tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]:
+    is_torch = re.match(r"torch\b", requirement)
+    # The suffix: else the default build would do, with gigabytes for CUDA.
+    sys.stdout.write(f"{pin}+cpu\n" if is_torch and build == "cpu" else f"{requirement}\n")
