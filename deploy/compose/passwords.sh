@@ -14,6 +14,7 @@ cp /passwords/grafana /for/grafana/admin
 cp /passwords/health /for/broker/health
 for user in streamer zigbee2mqtt operator health; do
     printf '%s:%s\n' "$user" "$(cat "/passwords/$user")"
-done > /for/broker/passwords.part
-mosquitto_passwd -U /for/broker/passwords.part # hashes them
+done > "${TMPDIR:-/tmp}/users"
+mosquitto_passwd -U "${TMPDIR:-/tmp}/users" # hashes them
+cp "${TMPDIR:-/tmp}/users" /for/broker/passwords.part
 mv /for/broker/passwords.part /for/broker/passwords

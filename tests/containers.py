@@ -1,0 +1,121 @@
+"""Images and containers without a registry: podman and buildah with a storage of their own, on Debian by mmdebstrap.
+
+Needs root, and the network once, for Debian's packages and pip's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.servers import program
+
+ROOT = Path(__file__).parent.parent
+PYTHON_IMAGE = "localhost/python"
+IMAGE = "localhost/streamer"
+
+# A container's limits may not be above those of whoever starts it; the files are where a container leaves nothing else.
+CONTAINERS = """[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+[network]
+network_backend = "netavark"
+network_config_dir = "{folder}/networks"
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+"""
+STORAGE = """[storage]
+driver = "overlay"
+graphroot = "{folder}/storage"
+runroot = "{folder}/run"
+"""
+PIP = "[global]\nno-index = true\nfind-links = /wheels\n"
+
+
+class NoWheelsError(Exception):
+    """pip has not found what an image is built from."""
+
+
+class Engine:
+    """podman and buildah, whose images, containers and volumes all lie below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        for name, text in (("containers.conf", CONTAINERS), ("storage.conf", STORAGE)):
+            (folder / name).write_text(text.format(folder=folder))
+        self.environment = os.environ | {
+            "CONTAINERS_CONF": str(folder / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
+        }
+
+    def run(self, *command: str | Path, status: int | None = 0, seconds: float = 100) -> str:
+        """What a command prints; it must end with `status`, unless that is None."""
+        name, *arguments = command
+        done = subprocess.run(
+            [program(str(name)), *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+        )
+        assert status is None or done.returncode == status, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def podman(self, *arguments: str | Path, status: int | None = 0) -> str:
+        return self.run("podman", *arguments, status=status).strip()
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """All that podman knows of an image or a container."""
+        found: dict[str, Any] = json.loads(self.podman("inspect", name))[0]
+        return found
+
+    def debian(self, image: str, *packages: str) -> None:
+        """An image of the release that runs here."""
+        release, tree = platform.freedesktop_os_release()["VERSION_CODENAME"], self._folder / "tree.tar"
+        include = f"--include={','.join(packages)}"
+        self.run("mmdebstrap", "--quiet", "--variant=minbase", include, release, tree, seconds=400)
+        self.podman("import", tree, image)
+        tree.unlink()
+
+    def build(self, image: str, dockerfile: Path, context: Path, *options: str) -> None:
+        chroot = ("--isolation", "chroot", "--network", "host", "--format", "docker")  # what needs no systemd
+        self.run("buildah", "bud", *chroot, *options, "-f", dockerfile, "-t", image, context, seconds=500)
+
+    def build_streamer(self) -> None:
+        """By the Dockerfile, from wheels that pip fetches as it does on this machine. Raises `NoWheelsError`."""
+        self.debian(PYTHON_IMAGE, "python3", "python3-venv", "ca-certificates")
+        version = self.podman(
+            "run", "--rm", PYTHON_IMAGE, "python3", "-c", "import platform as p; print(p.python_version())"
+        )
+        wheels, secret = self._folder / "wheels", self._folder / "pip.conf"
+        secret.write_text(PIP)
+        maker = [sys.executable, "deploy/docker/requirements.py", "cpu"]
+        needed = subprocess.run(maker, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        fetch = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--only-binary=:all:",
+            f"--python-version={version}",
+        ]
+        fetch += ["--constraint", "constraints.txt", "--dest", str(wheels), *needed, "hatchling"]
+        done = subprocess.run(fetch, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise NoWheelsError(done.stderr[-500:])
+        build = (f"--build-arg=PYTHON_IMAGE={PYTHON_IMAGE}", "--build-arg=TORCH=cpu", f"--volume={wheels}:/wheels:ro")
+        self.build(IMAGE, ROOT / "deploy/docker/Dockerfile", ROOT, *build, f"--secret=id=pip,src={secret}")
+
+    def close(self) -> None:
+        """Nothing of it is left."""
+        self.podman("system", "reset", "--force", status=None)
+        shutil.rmtree(self._folder, ignore_errors=True)
