@@ -30,6 +30,8 @@ network_config_dir = "{folder}/networks"
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+lock_type = "file"
+tmp_dir = "{folder}/state"
 """
 STORAGE = """[storage]
 driver = "overlay"
@@ -116,6 +118,9 @@ class Engine:
         self.build(IMAGE, ROOT / "deploy/docker/Dockerfile", ROOT, *build, f"--secret=id=pip,src={secret}")
 
     def close(self) -> None:
-        """Nothing of it is left."""
-        self.podman("system", "reset", "--force", status=None)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Nothing of it is left, and whatever else podman does on this machine is."""
+        for things in ("rm", "volume rm", "rmi"):
+            self.podman(*things.split(), "--all", "--force", status=None)
+        self.podman("network", "prune", "--force", status=None)
+        self.run("umount", self._folder / "storage/overlay", status=None)  # which podman mounts on itself
+        shutil.rmtree(self._folder)
