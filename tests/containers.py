@@ -11,10 +11,13 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.servers import program
+from tests.servers import READY_SECONDS, STOP_SECONDS, end, program
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 PYTHON_IMAGE = "localhost/python"
@@ -38,7 +41,7 @@ driver = "overlay"
 graphroot = "{folder}/storage"
 runroot = "{folder}/run"
 """
-PIP = "[global]\nno-index = true\nfind-links = /wheels\n"
+PIP = "[global]\nno-index = true\nfind_links = /wheels\n"
 
 
 class NoWheelsError(Exception):
@@ -116,6 +119,20 @@ class Engine:
             raise NoWheelsError(done.stderr[-500:])
         build = (f"--build-arg=PYTHON_IMAGE={PYTHON_IMAGE}", "--build-arg=TORCH=cpu", f"--volume={wheels}:/wheels:ro")
         self.build(IMAGE, ROOT / "deploy/docker/Dockerfile", ROOT, *build, f"--secret=id=pip,src={secret}")
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Docker's programs may ask podman, as they would ask Docker."""
+        socket = self._folder / "socket"
+        self.environment["DOCKER_HOST"] = f"unix://{socket}"
+        command = [program("podman"), "system", "service", "--time=0", f"unix://{socket}"]
+        with (self._folder / "service").open("wb") as log:
+            service = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_until(socket.exists, READY_SECONDS, "podman's socket")
+            yield
+        finally:
+            end(service, STOP_SECONDS)
 
     def close(self) -> None:
         """Nothing of it is left, and whatever else podman does on this machine is."""

@@ -117,14 +117,13 @@ def compose() -> dict[str, Any]:
 SERVICES = compose()["services"]
 
 
-def test_compose_fits_its_schema(tmp_path: Path) -> None:
-    """That of the Compose Specification; and a word that it does not know would be found."""
-    check = [installed("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
-    done = run(*check, COMPOSE)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_docker_compose_reads_it(tmp_path: Path) -> None:
+    """Docker's own program, by the schema of the Compose Specification; a word that it does not know is found."""
+    done = run(installed("docker-compose"), "--file", COMPOSE, "config", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     worse = tmp_path / "compose.yaml"
     worse.write_text(COMPOSE.read_text().replace("    mem_limit: 1500m", "    memlimit: 1500m"))
-    assert "memlimit" in run(*check, worse).stdout
+    assert "memlimit" in run(installed("docker-compose"), "--file", worse, "config", "--quiet").stderr
 
 
 @pytest.mark.parametrize("name", SERVICES)
