@@ -247,7 +247,7 @@ def test_settings_that_cannot_be_end_it(engine: Engine) -> None:
 
 
 class Compose:
-    """Docker's own program on compose.yaml, with images that were made here. There is none of Grafana: it is left out."""
+    """Docker's own program on compose.yaml, with images that were made here; there is none of Grafana."""
 
     services = ("passwords", "mosquitto", "streamer", "prometheus")
 
