@@ -21,7 +21,6 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 PYTHON_IMAGE = "localhost/python"
-IMAGE = "localhost/streamer"
 
 # A container's limits may not be above those of whoever starts it; the files are where a container leaves nothing else.
 CONTAINERS = """[containers]
@@ -94,14 +93,12 @@ class Engine:
         chroot = ("--isolation", "chroot", "--network", "host", "--format", "docker")  # what needs no systemd
         self.run("buildah", "bud", *chroot, *options, "-f", dockerfile, "-t", image, context, seconds=500)
 
-    def build_streamer(self) -> None:
-        """By the Dockerfile, from wheels that pip fetches as it does on this machine. Raises `NoWheelsError`."""
+    def fetch(self) -> None:
+        """What the image is built on and from: wheels come as pip gets them on this machine. Raises `NoWheelsError`."""
         self.debian(PYTHON_IMAGE, "python3", "python3-venv", "ca-certificates")
-        version = self.podman(
-            "run", "--rm", PYTHON_IMAGE, "python3", "-c", "import platform as p; print(p.python_version())"
-        )
-        wheels, secret = self._folder / "wheels", self._folder / "pip.conf"
-        secret.write_text(PIP)
+        code = "import platform; print(platform.python_version())"
+        version = self.podman("run", "--rm", PYTHON_IMAGE, "python3", "-c", code)
+        (self._folder / "pip.conf").write_text(PIP)
         maker = [sys.executable, "deploy/docker/requirements.py", "cpu"]
         needed = subprocess.run(maker, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
         fetch = [
@@ -113,12 +110,19 @@ class Engine:
             "--only-binary=:all:",
             f"--python-version={version}",
         ]
-        fetch += ["--constraint", "constraints.txt", "--dest", str(wheels), *needed, "hatchling"]
+        fetch += ["--constraint", "constraints.txt", "--dest", str(self._folder / "wheels"), *needed, "hatchling"]
         done = subprocess.run(fetch, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise NoWheelsError(done.stderr[-500:])
-        build = (f"--build-arg=PYTHON_IMAGE={PYTHON_IMAGE}", "--build-arg=TORCH=cpu", f"--volume={wheels}:/wheels:ro")
-        self.build(IMAGE, ROOT / "deploy/docker/Dockerfile", ROOT, *build, f"--secret=id=pip,src={secret}")
+
+    def build_streamer(self, image: str, torch: str) -> None:
+        """By the Dockerfile, which does not know where the wheels come from."""
+        arguments = [f"--build-arg=PYTHON_IMAGE={PYTHON_IMAGE}", f"--build-arg=TORCH={torch}"]
+        arguments += [
+            f"--secret=id=pip,src={self._folder / 'pip.conf'}",
+            f"--volume={self._folder / 'wheels'}:/wheels:ro",
+        ]
+        self.build(image, ROOT / "deploy/docker/Dockerfile", ROOT, *arguments)
 
     @contextmanager
     def serving(self) -> Iterator[None]:

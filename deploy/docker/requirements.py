@@ -9,10 +9,12 @@ import sys
 import tomllib
 from pathlib import Path
 
-BUILDS = ("any", "cpu", "cuda")
+BUILDS = ("any", "cpu", "cuda", "none")
 *check, build = sys.argv[1:]
 if build not in BUILDS:
     sys.exit(f"TORCH: found {build!r}; expected one of {', '.join(BUILDS)}")
+if check and build == "none":
+    sys.exit()
 if check:
     import torch
 
@@ -22,6 +24,6 @@ if check:
 
 (pin,) = re.findall(r"^torch==.*$", Path("constraints.txt").read_text(), re.MULTILINE)
 for requirement in tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]:
-    is_torch = re.match(r"torch\b", requirement)
     # The suffix: else the default build would do, with gigabytes for CUDA.
-    sys.stdout.write(f"{pin}+cpu\n" if is_torch and build == "cpu" else f"{requirement}\n")
+    torch_for = {"cpu": f"{pin}+cpu\n", "none": ""} if re.match(r"torch\b", requirement) else {}
+    sys.stdout.write(torch_for.get(build, f"{requirement}\n"))

@@ -28,7 +28,7 @@ import yaml
 
 from tests import scrapes
 from tests.conftest import ABSENT, StartBroker, require
-from tests.containers import IMAGE, ROOT, Engine, NoWheelsError
+from tests.containers import ROOT, Engine, NoWheelsError
 from tests.end_to_end.daemon import SECONDS
 from tests.scrapes import Numbers
 from tests.servers import HOST, Broker, free_port, program
@@ -36,6 +36,7 @@ from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
+IMAGE, SMALL_IMAGE = "localhost/streamer", "localhost/streamer-without-torch"
 USER, PASSWORD = "streamer", "between 3 & 4 o'clock"
 NO_RIGHTS = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 NETAVARK = Path("/usr/lib/podman/netavark")
@@ -57,7 +58,8 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         pytest.skip("NOT ROOT: an image cannot be built")
     engine = Engine(tmp_path_factory.mktemp("engine"))
     try:
-        engine.build_streamer()
+        engine.fetch()
+        engine.build_streamer(IMAGE, "cpu")
         yield engine
     except NoWheelsError as error:
         request.config.stash[ABSENT]["torch's build for the CPU"] += 1
@@ -92,7 +94,7 @@ def publish(port: int, user: str, password: str, topic: str, count: int, start: 
 class Container:
     """`streamer run` in the image, with the volume `state` and a folder of secrets."""
 
-    def __init__(self, engine: Engine, broker: Broker, secrets: Path, *options: str) -> None:
+    def __init__(self, engine: Engine, broker: Broker, secrets: Path, *options: str, image: str = IMAGE) -> None:
         self._engine = engine
         self.port = free_port()
         settings = {"MQTT__PORT": broker.port, "MQTT__USERNAME": USER, "HTTP__PORT": self.port, "HTTP__HOST": HOST}
@@ -101,7 +103,7 @@ class Container:
         mounts = ("--volume=state:/var/lib/streamer", f"--volume={secrets}:/secrets:ro")
         timer = "--health-interval=disable"  # podman leaves it to systemd; the test asks by itself
         run = ("run", "--detach", "--network=host", timer, *NO_RIGHTS, *mounts, *variables, *options)
-        self.name = engine.podman(*run, IMAGE)
+        self.name = engine.podman(*run, image)
 
     def log(self) -> str:
         return self._engine.run("sh", "-c", f"podman logs {self.name} 2>&1")
@@ -145,9 +147,9 @@ def secrets(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def running(engine: Engine, broker: Broker, secrets: Path, *options: str) -> Iterator[Container]:
+def running(engine: Engine, broker: Broker, secrets: Path, *options: str, image: str = IMAGE) -> Iterator[Container]:
     """A daemon that is ready, and does not outlive the test; its state does."""
-    container = Container(engine, broker, secrets, *options)
+    container = Container(engine, broker, secrets, *options, image=image)
     try:
         wait_until(container.is_ready, SECONDS, "ready")
         yield container
@@ -238,6 +240,24 @@ def test_any_user_will_do(engine: Engine, broker: Broker, secrets: Path) -> None
         container.command("train")
         wait_until(lambda: "retraining ended" in container.log(), 200, "a verdict")
         assert re.search("retraining ended .*result=(promoted|rejected)", container.log())
+        assert container.stop() == 0
+
+
+@pytest.mark.usefixtures("volume")
+def test_without_torch_it_scores(engine: Engine, broker: Broker, secrets: Path) -> None:
+    """A third of the size, for where nothing is trained; a retraining fails, says why, and disturbs nothing."""
+    engine.build_streamer(SMALL_IMAGE, "none")
+    size = engine.inspect(SMALL_IMAGE)["Size"]
+    sys.stdout.write(f"image without torch: {size / 1e6:.0f} MB\n")
+    assert size < 0.4 * engine.inspect(IMAGE)["Size"]
+    with running(engine, broker, secrets, image=SMALL_IMAGE) as container:
+        publish(broker.port, USER, PASSWORD, "plant/oven", 1000)
+        container.wait_scored(980)
+        container.command("train")
+        wait_until(lambda: "retraining ended" in container.log(), 60, "a verdict")
+        assert re.search("retraining ended .*result=failed .*torch", container.log())
+        publish(broker.port, USER, PASSWORD, "plant/oven", 10, start=1000)
+        container.wait_scored(990)
         assert container.stop() == 0
 
 
