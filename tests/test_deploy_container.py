@@ -137,7 +137,7 @@ def test_each_service_has_no_more_than_it_needs(name: str) -> None:
     assert service["read_only"] is True
     assert {"mem_limit", "pids_limit"} <= service.keys()
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
-    assert name == "streamer" or re.fullmatch(r"docker\.io/\S+:v?\d+\.\d+\.\d+", service["image"])
+    assert name == "streamer" or re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", service["image"])
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert "privileged" not in service
     assert name == "passwords" or "healthcheck" in service
