@@ -30,7 +30,7 @@ from streamer.journal import Journal
 from streamer.log import SparingLog, configure, event, set_level
 from streamer.metrics import Metrics
 from streamer.mqtt import MqttLink
-from streamer.outbox import Outgoing
+from streamer.outbox import JSON, Outgoing
 from streamer.payloads import Rejection
 from streamer.readings import Alarm, Message
 from streamer.redelivery import Redelivery
@@ -390,7 +390,13 @@ class App:
         return status.generation if status.subscribed and not has_stepped else 0
 
     def _publish(self, message: Outgoing) -> bool:
-        return self.link.publish(message.topic, message.payload, retain=message.retain)
+        return self.link.publish(
+            message.topic,
+            message.payload,
+            retain=message.retain,
+            content_type=JSON if message.payload else "",
+            expiry_seconds=message.expiry_seconds,
+        )
 
     def _wire_metrics(self) -> None:
         metrics, settings = self.metrics, self._settings

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 HEALTH_TIMEOUT_SECONDS = 3.0
 MOST_PROBE_MESSAGES = 100_000  # 100 s at the rate of the doctor
 NO_BROKER = 3
+SCHEMAS = ("alarm", "series", "device", "command", "result")
 REQUEST_SECONDS = 30.0
 POLL_SECONDS = 0.05  # so often it is looked for the daemon's answer
 
@@ -179,6 +180,12 @@ def parser() -> argparse.ArgumentParser:
     _add_settings(doctor)
     _add_json(doctor)
 
+    schema = command("schema", _schema, "Print the JSON Schema of what is published, or taken, as JSON.")
+    schema.add_argument(
+        "document", metavar="DOCUMENT", choices=SCHEMAS,
+        help="alarm: an event; series, device: a state; command, result: what `mqtt.commands` takes and answers",
+    )  # fmt: skip
+
     _add_json(command("version", _version, "Print the versions of what runs."))
     return top
 
@@ -297,6 +304,13 @@ def _state(arguments: Arguments) -> int:
     else:
         _print(found.summary(), as_json=False)
     return 1 if found.problems else 0
+
+
+def _schema(arguments: Arguments) -> int:
+    from streamer.documents import schema
+
+    _print(schema(arguments.document), as_json=True)
+    return 0
 
 
 def _ask_about_key(arguments: Arguments) -> int:

@@ -642,7 +642,7 @@ class Engine:
     def _say_anew(self) -> None:
         """A broker that was away may have lost what it had retained; and a run that was killed has left some behind."""
         self._tell_past()
-        self._telling.alarms_anew()
+        self._telling.alarms_anew(self._clock.now())
 
     def _tell_past(self) -> None:
         """Once: what `close_lost` has found."""

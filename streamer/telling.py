@@ -37,6 +37,7 @@ class Telling:
         self._metrics = metrics
         self._states = states
         self._touched: set[int] = set()
+        self._anew_at: float | None = None
 
     def changes(self, changes: Sequence[Change], still_open: Sequence[Alarm]) -> None:
         """What has become of alarms; `still_open` are those that are."""
@@ -57,8 +58,9 @@ class Telling:
                 shown = alarm if change.what in ("opened", "updated") else alarm_of.get(key)
                 self.send(outbox.no_series_state(self._instance, key) if shown is None else self._state(shown, key))
 
-    def alarms_anew(self) -> None:
-        """The states of all series in alarm: a broker that was away may have lost what it had retained."""
+    def alarms_anew(self, now: float) -> None:
+        """The states of all series in alarm: a broker may have lost what it had retained, or let it expire."""
+        self._anew_at = now
         if self._states != "off":
             for alarm in self._shard.open_alarms():
                 for key in series_of(alarm):
@@ -70,7 +72,14 @@ class Telling:
             self._touched.update(slots.tolist())
 
     def noted(self, now: float) -> None:
-        """With `all`: the state of each series that has reported since the last time."""
+        """With `all`: the state of each series that has reported since the last time. And of alarms before it expires.
+
+        `now` in epoch seconds.
+        """
+        if self._anew_at is None:
+            self._anew_at = now
+        elif now - self._anew_at >= outbox.STATE_SECONDS / 2:
+            self.alarms_anew(now)
         if not self._touched:
             return
         shard = self._shard

@@ -26,6 +26,7 @@ from streamer.demo.plant import Began, Ended, Plant, Report
 from streamer.demo.watch import AlarmEvent, Counters
 from streamer.errors import ServiceError, StreamerError
 from streamer.payloads import Columns, Decoder
+from tests.end_to_end.daemon import StrictClient
 from tests.servers import answers, free_port
 from tests.waiting import wait_until
 
@@ -302,9 +303,21 @@ def account_of(output: str) -> list[int]:
 
 
 def test_a_short_demo_stops_by_itself_and_its_account_agrees_with_its_exit_status() -> None:
-    """Twenty seconds: faults come, the account adds up, the status tells whether one was caught, stderr stays empty."""
-    with demo("--seconds", "20") as process:
+    """Twenty seconds: faults come, the account adds up, the status tells whether one was caught, stderr stays empty.
+
+    What is published meanwhile is by the published schemas.
+    """
+    port, heard = free_port(), StrictClient(MQTTProtocolVersion.MQTTv5)
+    with demo("--seconds", "20", "--port", str(port)) as process:
+        wait_until(lambda: answers(port), 20, "the broker")
+        heard.connect(HOST, port)
+        heard.subscribe("streamer/demo/#")
+        heard.loop_start()
         output, complaints = process.communicate(timeout=60)
+        heard.disconnect()
+        heard.loop_stop()
+    assert heard.complaints == []
+    assert heard.documents["alarm"] >= output.count("ALARM")
     injected, caught, missed, _ = account_of(output)
     assert complaints == ""
     assert injected == caught + missed >= 1

@@ -997,6 +997,19 @@ def test_a_series_that_joined_after_the_last_snapshot_leaves_no_state_behind() -
     assert oven_states(second) == [("power", None), ("temperature", first.remembered[0].id)]
 
 
+def test_states_of_open_alarms_are_published_again_before_they_expire() -> None:
+    """An alarm that stays open for days, of a device that is silent by now, is there for whoever comes late."""
+    bench = Bench(weights=shipped_weights(), silent=False)
+    bench.report("oven", [*noise(60).tolist(), 90.0])
+    said = bench.states("oven")
+    for hours in (23, 47, 71, 95):
+        bench.clock.advance(START + hours * 3600.0 - bench.clock.now())
+        bench.turn()
+        assert len(bench.states("oven")) - len(said) == (hours + 1) // 24 - 1
+    assert set(bench.states("oven")) == set(said)
+    assert {message.expiry_seconds for message in bench.published if "/series/" in message.topic} == {48 * 3600}
+
+
 def test_states_of_open_alarms_are_published_again_when_the_broker_is_back() -> None:
     """A broker without persistence has lost what it had retained; so it is after a restart of the daemon."""
     bench = Bench(weights=shipped_weights())

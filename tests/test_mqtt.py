@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Protocol, TypedDict, Unpack
 
 import pytest
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from streamer.clock import SystemClock
 from streamer.errors import ServiceError
@@ -132,6 +134,111 @@ def welcome_and_stay(peer: Peer) -> None:
     """A broker without fault."""
     peer.welcome()
     peer.stay()
+
+
+# --- What is said besides a message ---
+
+
+@dataclass
+class Reader:
+    """A client that looks at the properties of MQTT 5."""
+
+    heard: dict[str, MQTTMessage] = field(default_factory=dict)
+
+    def told(self, topic: str) -> dict[str, object]:
+        """By name, empty where there are none."""
+        wait_until(lambda: topic in self.heard, SECONDS, topic)
+        properties = self.heard[topic].properties
+        return {} if properties is None else dict(properties.json())
+
+
+@pytest.fixture
+def reader() -> Iterator[Callable[[int], Reader]]:
+    started: list[Client] = []
+
+    def start(port: int) -> Reader:
+        found = Reader()
+        made = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+        made.on_message = lambda _client, _data, message: found.heard.update({message.topic: message})
+        started.append(made)
+        made.connect("127.0.0.1", port)
+        made.subscribe("streamer/test/#", qos=1)
+        made.loop_start()
+        return found
+
+    yield start
+    for each in started:
+        each.disconnect()
+        each.loop_stop()
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_mqtt_5_says_what_a_message_is_and_how_long_it_holds(
+    mosquitto: StartBroker, link: StartLink, reader: Callable[[int], Reader], protocol: str
+) -> None:
+    """Content type, UTF-8 and expiry with JSON; of the status what it is; of nothing nothing; all of it on 5 alone."""
+    broker = mosquitto()
+    sent = link(broker.port, protocol=protocol)
+    sent.wait_subscribed()
+    json = "application/json"
+    assert sent.link.publish("streamer/test/alarm/x", b"{}", content_type=json)
+    assert sent.link.publish("streamer/test/series/x", b"{}", retain=True, expiry_seconds=7200, content_type=json)
+    assert sent.link.publish("streamer/test/series/y", b"", retain=True)
+    assert sent.link.publish("streamer/test/z", b"last")
+    wait_until(lambda: sent.link.counters().published >= 5, SECONDS, "the confirmations")
+    late = reader(broker.port)  # what is retained has it too
+    kept = late.told("streamer/test/series/x")
+    status = late.told(STATUS)
+    sent.link.publish("streamer/test/alarm/x", b"{}", content_type=json)
+    sent.link.publish("streamer/test/series/y", b"", retain=True)
+    alarm, nothing = late.told("streamer/test/alarm/x"), late.told("streamer/test/series/y")
+    sent.link.stop(2.0)
+    wait_until(lambda: late.heard[STATUS].payload == b"offline", SECONDS, "offline")
+    goodbye = late.told(STATUS)
+    text = {"PayloadFormatIndicator": 1, "ContentType": "text/plain"}
+    if protocol == "3.1.1":
+        assert [kept, status, alarm, nothing, goodbye] == [{}] * 5
+        return
+    assert alarm == {"PayloadFormatIndicator": 1, "ContentType": "application/json"}
+    assert 7100 <= kept.pop("MessageExpiryInterval") <= 7200  # type: ignore[operator]  # an int
+    assert kept == alarm
+    assert status == goodbye == text
+    assert nothing == {}
+
+
+def test_the_last_will_says_what_it_is(
+    mosquitto: StartBroker, link: StartLink, reader: Callable[[int], Reader]
+) -> None:
+    """The broker speaks it when the connection breaks without a word."""
+    broker = mosquitto()
+    with Proxy(broker.port) as proxy:
+        sent = link(proxy.port, reconnect_min_seconds=60.0, reconnect_max_seconds=60.0)
+        sent.wait_subscribed()
+        late = reader(broker.port)
+        late.told(STATUS)
+        proxy.cut()
+        wait_until(lambda: late.heard[STATUS].payload == b"offline", SECONDS, "the last will")
+        assert late.told(STATUS) == {"PayloadFormatIndicator": 1, "ContentType": "text/plain"}
+
+
+def test_several_threads_may_publish(mosquitto: StartBroker, link: StartLink) -> None:
+    """Every message goes out once, and the room that they take is free again."""
+    broker = mosquitto()
+    sent = link(broker.port)
+    sent.wait_subscribed()
+    room = sent.link._outgoing_bytes
+
+    def publish() -> None:
+        for _ in range(500):
+            assert sent.link.publish("streamer/test/x", b"1234")
+
+    threads = [threading.Thread(target=publish) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: sent.link.counters().published == 2001, SECONDS, "all of them")
+    assert sent.link._put_bytes == sent.link._sent_bytes < room
 
 
 # --- Messages in ---
