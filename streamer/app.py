@@ -50,6 +50,8 @@ from streamer.retraining.manager import Refused, Retraining, Serving, Terms
 from streamer.retraining.policy import Plan
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
+from streamer.sinks.post import Poster
+from streamer.sinks.webhook import Webhook
 from streamer.statedir import StateDirectory
 from streamer.systemd import ServiceManager
 from streamer.topics import command_topic
@@ -65,7 +67,7 @@ COPY_ROWS = 1024  # of the state, 3 MB, between two turns: 3 to 10 ms, most of t
 LAST_WRITE_SECONDS = 0.6  # for a snapshot that is still being written when the last one is due
 TEND_SECONDS = 0.5  # for the last word about weights
 ANSWER_SECONDS = 0.05  # so often it is looked whether a request has its result
-FILTERS_FILE, ALARMS_FILE = "filters.json", "alarms.json"
+FILTERS_FILE, ALARMS_FILE, WEBHOOK_FILE = "filters.json", "alarms.json", "webhook.json"
 MOST_FILTERS = 1000
 
 
@@ -160,8 +162,10 @@ class App:
             idle_seconds=3600.0 * limits.idle_hours,
             silent=settings.alarms.silent,
             publish_series=settings.alarms.publish_series,
+            hand_on=self._hand_on,
             takes_commands=mqtt.commands,
         )
+        self.webhook = self._new_webhook() if settings.webhook.url else None
         self.http = (
             Server(settings.http.host, settings.http.port, self.metrics.render, self.is_healthy, self.is_ready)
             if settings.http.enabled
@@ -207,6 +211,8 @@ class App:
         self.engine.start()
         if self._retraining is not None:
             self._retraining.start()
+        if self.webhook is not None:
+            self.webhook.start()
         self.link.start()
         event(
             log, logging.INFO, "started", version=version(),
@@ -223,12 +229,16 @@ class App:
         self._manager.stopping("taking what waits, saving the state")
         self._inbox.close()
         drained = self.engine.stop(DRAIN_SECONDS)
+        if self.webhook is not None:
+            self.webhook.leave(FAREWELL_SECONDS)
         # A disk that hangs is not waited for: a training that is left behind ends with this process.
         wait([self._desk.begin(self._tend_last)], TEND_SECONDS)
         self._answer_requests()
         self.link.stop(FAREWELL_SECONDS)
         if self.http is not None:
             self.http.stop()
+        if self.webhook is not None:
+            self.webhook.stop()
         if self._is_writing_last:
             self._wait_for_write(max(deadline - time.monotonic(), 0.0))
         is_saved = self._has_saved_last or self.engine.is_safe_unsaved
@@ -271,6 +281,8 @@ class App:
         self.metrics.set("alarm_budget_per_series_month", self._settings.alarms.budget_per_series_month)
         if "mqtt.password" in now:
             self.link.set_password(self._settings.mqtt.password.get_secret_value())
+        if self.webhook is not None and any(name.startswith("webhook.") for name in now):
+            self.webhook.use(*self._webhook_secrets())
         alarms = self._settings.alarms
         self.engine.adjust(Adjustment(decoder_from(self._settings), alarms.budget_per_series_month, alarms.silent))
 
@@ -381,6 +393,33 @@ class App:
         if refused and not self._inbox.is_closed:
             self.link.ack(refused)
 
+    def _hand_on(self, what: str, alarm: Alarm, payload: bytes) -> None:
+        if self.webhook is not None:
+            self.webhook.put(what, alarm, payload)
+
+    def _webhook_secrets(self) -> tuple[str, str]:
+        settings = self._settings.webhook
+        return settings.token.get_secret_value(), settings.secret.get_secret_value()
+
+    def _new_webhook(self) -> Webhook:
+        settings, keeps = self._settings.webhook, self._settings.state.durability != "none"
+        token, secret = self._webhook_secrets()
+        if token and settings.url.startswith("http://"):
+            event(log, logging.WARNING, "the webhook's token goes over the network as it is", advice="use https://")
+        return Webhook(
+            Poster(settings.url, ca_file=settings.ca_file, timeout_seconds=settings.timeout_seconds),
+            instance=self._settings.instance,
+            version=version(),
+            token=token,
+            secret=secret,
+            most_events=settings.max_events,
+            retry_seconds=3600.0 * settings.retry_hours,
+            kept=self._directory.kept(WEBHOOK_FILE) if keeps else None,
+            keep=partial(self._directory.keep, WEBHOOK_FILE) if keeps else lambda _: None,
+            metrics=self.metrics,
+            clock=self._clock,
+        )
+
     def _hearing(self) -> int:
         """The connection by which quiet is a sensor's own; 0 without one, and when the wall clock has just been set."""
         has_stepped = self._steps is not None and self._steps.has_stepped()
@@ -410,6 +449,8 @@ class App:
         metrics.measured("journal_records", lambda: self._journal.end)
         metrics.measured("journal_pending_bytes", self.engine.pending_bytes)
         metrics.measured("journal_failing", lambda: self.engine.journal_trouble() is not None)
+        if self.webhook is not None:
+            metrics.measured("webhook_queued", self.webhook.queued)
         metrics.set("series_limit", settings.limits.max_series)
         metrics.set("alarm_budget_per_series_month", settings.alarms.budget_per_series_month)
         metrics.measured("model_generation", lambda: self.engine.generation)
@@ -661,7 +702,7 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
         app.start()
         while True:
             got = listener.wait(ANSWER_SECONDS if app.serve_requests() else 1.0)
-            if app.engine.has_failed or not app.link.status().is_alive:
+            if app.engine.has_failed or not app.link.status().is_alive or (app.webhook and app.webhook.has_failed):
                 event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
                 manager.stopping("a part has failed, see the log")
                 return 1

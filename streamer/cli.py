@@ -478,6 +478,7 @@ def _check(arguments: Arguments) -> int:
     problems: list[str] = []
     for name, inspect in (
         ("state", _check_state), ("weights", _check_weights), ("device", _check_device), ("tls", _check_tls),
+        ("webhook", _check_webhook),
     ):  # fmt: skip
         try:
             found[name] = inspect(settings)
@@ -535,6 +536,15 @@ def _check_tls(settings: Settings) -> str:
     tls_context(tls.ca_file, tls.cert_file, tls.key_file)
     authorities = tls.ca_file or "those of this machine"
     return f"on, authorities: {authorities}, client certificate: {tls.cert_file or 'none'}"
+
+
+def _check_webhook(settings: Settings) -> str:
+    from streamer.sinks.post import Poster
+
+    webhook = settings.webhook
+    if not webhook.url:
+        return "off"
+    return Poster(webhook.url, ca_file=webhook.ca_file, timeout_seconds=webhook.timeout_seconds).origin
 
 
 def _health(arguments: Arguments) -> int:

@@ -49,7 +49,7 @@ from streamer.requests import Command, Result
 from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
 from streamer.shadow import Comparison
 from streamer.shard import Outcome, Ready, Shard
-from streamer.telling import Publish, States, Telling, series_of
+from streamer.telling import HandOn, Publish, States, Telling, series_of
 from streamer.topics import command_topic
 
 log = logging.getLogger(__name__)
@@ -137,6 +137,7 @@ class Engine:
         idle_seconds: float = IDLE_SECONDS,
         silent: bool = True,
         publish_series: States = "alarm",
+        hand_on: HandOn = lambda _what, _alarm, _payload: None,
         rebuilt_rows: int = REBUILT_ROWS,
         takes_commands: bool = False,
     ) -> None:
@@ -146,7 +147,7 @@ class Engine:
         stands at the end of the journal, and copies that state from its first `next` on, a piece between two turns.
         While it `owes_snapshot` nothing is acknowledged, and one is tried every few seconds. `begin` calls what may
         have to wait for the disk, one after the other, and so does not keep the engine waiting for longer than
-        `patience_seconds`. `takes_commands`: also by MQTT.
+        `patience_seconds`. `takes_commands`: also by MQTT. `hand_on` gets each alarm event that MQTT gets.
         """
         self._instance = instance
         self._shard = shard
@@ -180,7 +181,7 @@ class Engine:
         self._max_future_seconds = max_future_seconds
         self._idle_seconds = idle_seconds
         self._silent = silent
-        self._telling = Telling(instance, shard, publish, metrics, publish_series)
+        self._telling = Telling(instance, shard, publish, metrics, publish_series, hand_on)
         self._rebuilt_rows = rebuilt_rows
         self._command_topic = command_topic(instance) if takes_commands else None
         self._sparing = SparingLog(log, 10.0, clock.monotonic)

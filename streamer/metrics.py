@@ -49,6 +49,7 @@ class _Family(NamedTuple):
 
 ALARM_KINDS = ("value", "silent")
 RETRAIN_RESULTS = ("promoted", "rejected", "failed", "too_little_data", "stale")
+WEBHOOK_RESULTS = ("delivered", "refused", "given_up", "dropped")
 FORECASTERS = tuple(forecaster.name.lower() for forecaster in Forecaster)
 NOT_SCORED = tuple(reason.name.lower() for reason in Unscored if reason is not Unscored.SCORED)
 
@@ -127,6 +128,14 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "mqtt_stale_acknowledgements_total": _Family(
             "counter", "Acknowledgements not sent, since the connection that brought the message is gone."
         ),
+        # The webhook.
+        "webhook_total": _Family(
+            "counter",
+            "Alarm events that were to be posted to webhook.url, by what became of them.",
+            "result",
+            WEBHOOK_RESULTS,
+        ),
+        "webhook_queued": _Family("gauge", "Alarm events that webhook.url has not taken yet."),
         # State.
         "model_generation": _Family("gauge", "Generation of the weights that serve."),
         "model_swapping": _Family("gauge", "1 while other weights come in, series by series."),

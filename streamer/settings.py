@@ -12,6 +12,7 @@ import zoneinfo
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +33,8 @@ from streamer.places import Kind, Known, Layer, Setting
 
 T = TypeVar("T")
 
+SECRETS = ("mqtt.password", "webhook.token", "webhook.secret")
+"""Each is the text of the file that NAME_file names."""
 MAX_PACKET_BYTES = 268_435_455  # MQTT 5.0, section 1.5.5: the largest variable byte integer
 
 
@@ -94,6 +97,21 @@ def _filter(text: str) -> str:
     return _line(text)
 
 
+def _url(text: str) -> str:
+    """RFC 3986, as far as it is of use: no user, whose password would show; no fragment, which is not sent."""
+    if not text:
+        return text
+    expected = "http:// or https://, a host and maybe a port and a path; no user, no fragment, nothing but ASCII"
+    try:
+        parts = urlsplit(text)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise ValueError(expected) from error
+    if not is_whole or "@" in parts.netloc or "#" in text or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(expected)
+    return text
+
+
 def _glob(text: str) -> str:
     if not text:
         raise ValueError("a glob that is not empty")
@@ -135,6 +153,7 @@ def _pattern(text: str) -> str:
 
 Line = Annotated[str, AfterValidator(_line)]
 Host = Annotated[str, AfterValidator(_host)]
+Url = Annotated[str, AfterValidator(_url)]
 Filter = Annotated[str, AfterValidator(_filter)]
 Glob = Annotated[str, AfterValidator(_glob)]
 Zone = Annotated[str, AfterValidator(_zone)]
@@ -421,6 +440,58 @@ class Alarms(_Table):
     )
 
 
+class Webhook(_Table):
+    """Alarm events to a web server, besides MQTT: one POST each, tried again until the server has it."""
+
+    url: Url = _set("", "Where each alarm event is posted; empty: nowhere.", form="an address, or empty")
+    token_file: Line = _set(
+        "",
+        "File that holds what is sent as `Authorization: Bearer`.",
+        path="file",
+        form="a path, or empty",
+        reload=True,
+    )
+    token: SecretStr = _set(
+        SecretStr(""),
+        "The token itself; only the secrets directory may say it, as a file `webhook.token`.",
+        reload=True,
+    )
+    secret_file: Line = _set(
+        "",
+        "File that holds the secret by which each event is signed, as Standard Webhooks says.",
+        path="file",
+        form="a path, or empty",
+        reload=True,
+    )
+    secret: SecretStr = _set(
+        SecretStr(""),
+        "The secret itself; only the secrets directory may say it, as a file `webhook.secret`.",
+        reload=True,
+    )
+    ca_file: Line = _set(
+        "",
+        "Certificates of the authorities that may have signed the server's, PEM; empty: those of this machine.",
+        path="file",
+        form="a path, or empty",
+    )
+    timeout_seconds: float = _set(10.0, "How long an attempt may take as a whole.", lower=0.1, upper=300, unit="s")
+    max_events: int = _set(
+        1000,
+        "How many events may wait; the oldest `updated` makes room, or the oldest, and is counted.",
+        lower=1,
+        upper=100_000,
+        unit="events",
+    )
+    retry_hours: float = _set(24.0, "An event that is older is given up.", lower=0.001, upper=720, unit="h")
+
+    @field_validator("token")
+    @classmethod
+    def _is_token(cls, token: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]*", token.get_secret_value()):
+            raise ValueError("one word in ASCII")
+        return token
+
+
 class Metrics(_Table):
     """What Prometheus sees of single series."""
 
@@ -544,6 +615,7 @@ class Settings(BaseSettings):
     clock: Clock = Clock()
     model: Model = Model()
     alarms: Alarms = Alarms()
+    webhook: Webhook = Webhook()
     metrics: Metrics = Metrics()
     http: Http = Http()
     state: State = State()
@@ -721,7 +793,7 @@ def _load(
         places.read_overrides(overrides, known),
     ]
     said.insert(2, _secrets(said, known, environ, secrets))
-    said.append(_password(said))
+    said.append(_secret_files(said))
 
     problems = [problem for layer in said for problem in layer.problems]
     problems += _unreadable(said, known)
@@ -770,29 +842,31 @@ def _secrets(said: Sequence[Layer], known: Known, environ: Mapping[str, str], se
     return Layer()
 
 
-def _password(said: Sequence[Layer]) -> Layer:
-    """What the password file holds."""
-    layer = Layer()
-    file, place = places.effective(said, "mqtt.password_file")
-    _, other = places.effective(said, "mqtt.password")
-    if not isinstance(file, str) or not file:
-        return layer
-    if other:
-        layer.problems.append(f"{place}: the password is already said by {other}; expected one of the two")
-        return layer
-    text, problem = places.read_secret(Path(file))
-    if problem:
-        layer.problems.append(f"{place}: {file}: {problem}")
-    else:
-        layer.put("mqtt.password", text, place)
+def _secret_files(said: Sequence[Layer]) -> Layer:
+    """What the files of secrets hold."""
+    layer = Layer(is_secret=True)
+    for name in SECRETS:
+        file, place = places.effective(said, f"{name}_file")
+        _, other = places.effective(said, name)
+        if not isinstance(file, str) or not file:
+            continue
+        if other:
+            layer.problems.append(f"{place}: {name} is already said by {other}; expected one of the two")
+            continue
+        text, problem = places.read_secret(Path(file))
+        if problem:
+            layer.problems.append(f"{place}: {file}: {problem}")
+        else:
+            layer.put(name, text, place)
     return layer
 
 
 def _unreadable(said: Sequence[Layer], known: Known) -> Iterator[str]:
-    """Files that a setting names and that cannot be read; the password file is read anyway."""
+    """Files that a setting names and that cannot be read; those of secrets are read anyway."""
     for setting in known.settings.values():
         value, place = places.effective(said, setting.name)
-        if setting.file and setting.name != "mqtt.password_file" and isinstance(value, str) and value:
+        is_secret = setting.name.removesuffix("_file") in SECRETS
+        if setting.file and not is_secret and isinstance(value, str) and value:
             try:
                 with Path(value).open("rb"):
                     pass

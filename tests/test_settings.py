@@ -249,6 +249,60 @@ def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
     assert "already said by" in problem
 
 
+# --- The webhook ---
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.org", "http://127.0.0.1:8080/hook?a=b", "https://[::1]:8443/", "http://pager.internal/a/b", ""],
+)
+def test_an_address_to_post_to_is_taken_as_it_is(url: str) -> None:
+    """With and without TLS; empty is off."""
+    assert load(None, [f"webhook.url={url}"], {}).webhook.url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "example.org/hook", "ftp://example.org/", "file:///etc/passwd", "https://", "https:///path", "http://a:99999/",
+        "http://a:0/", "http://a:b/", "https://ann:s3cret@example.org/", "https://example.org/#x",
+        "https://ex ample.org/",
+        "https://ex\u00e4mple.org/", "http://[::1/", "https://example.org/\t",
+    ],
+)  # fmt: skip
+def test_an_address_that_makes_no_sense_is_refused(url: str) -> None:
+    """One problem, with what is expected."""
+    (problem,) = refused(overrides=[f"webhook.url={url}"])
+    assert "expected http:// or https://" in problem
+
+
+@pytest.mark.parametrize("name", ["token", "secret"])
+def test_the_webhooks_secrets_come_from_files_and_are_not_shown(tmp_path: Path, name: str) -> None:
+    """Named by a setting, or in the secrets directory; not in both, and nowhere else."""
+    (tmp_path / "file").write_text("s3cret\n")
+    from_file = load(None, [f"webhook.{name}_file={tmp_path}/file"], {})
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / f"webhook.{name}").write_text("s3cret")
+    from_directory = load(None, [], {}, tmp_path / "secrets")
+    for settings in (from_file, from_directory):
+        assert getattr(settings.webhook, name).get_secret_value() == "s3cret"
+        assert "s3cret" not in f"{settings!r}{settings}{settings.model_dump()}{settings.model_dump_json()}"
+    (problem,) = refused(overrides=[f"webhook.{name}_file={tmp_path}/file"], secrets=tmp_path / "secrets")
+    assert f"webhook.{name} is already said by" in problem
+    (problem,) = refused(overrides=[f"webhook.{name}=s3cret"])
+    assert f"webhook.{name}_file" in problem
+    assert "s3cret" not in problem
+
+
+@pytest.mark.parametrize("token", ["two words", "b\u00e4r", "line\nfeed: x"])
+def test_a_token_that_is_no_word_is_refused_unseen(tmp_path: Path, token: str) -> None:
+    """It could not be sent, or would say more than a token may."""
+    (tmp_path / "file").write_text(token)
+    (problem,) = refused(overrides=[f"webhook.token_file={tmp_path}/file"])
+    assert "expected one word in ASCII" in problem
+    assert token not in problem
+
+
 # --- Typos ---
 
 
@@ -538,7 +592,8 @@ RELOADABLE = {
 
 def test_what_takes_effect_at_once_and_what_waits_for_a_restart() -> None:
     """Exactly the settings that a running daemon can change are told apart from the rest."""
-    files = {"mqtt.password", "mqtt.password_file"}  # another test changes what they hold
+    names = ("mqtt.password", "webhook.token", "webhook.secret")
+    files = {each for name in names for each in (name, f"{name}_file")}  # another test changes what they hold
     assert {name for name, setting in SETTINGS.items() if setting.reload} == RELOADABLE.keys() | files
     old = load(None, [], {})
     overrides = [f"{name}={text}" for name, text in RELOADABLE.items()]

@@ -1,0 +1,104 @@
+"""The real daemon and a web server: an alarm arrives as it is on MQTT, over kills and with a server that hangs."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+from paho.mqtt.client import Client
+
+from tests.conftest import StartBroker
+from tests.end_to_end.daemon import SECONDS, Daemon, client, message, running
+from tests.end_to_end.test_daemon import course
+from tests.servers import HOST, free_port
+from tests.sinks.receiving import Receiver, drip, misbehaving, receiving
+from tests.waiting import wait_until
+
+CALM = 120
+
+
+def calm(daemon: Daemon, peer: Client) -> None:
+    """A sensor that is known by now."""
+    for k, value in enumerate(course(CALM)):
+        peer.publish("plant/oven", message(k, value), qos=1)
+    daemon.wait_settled(CALM)
+
+
+def fault(peer: Client) -> None:
+    """The next reading is none that it ever had."""
+    peer.publish("plant/oven", message(CALM, 600.0), qos=1)
+
+
+def opened(receiver: Receiver) -> bytes:
+    wait_until(lambda: receiver.posted, SECONDS, "the event at the web server")
+    return receiver.posted[0].body
+
+
+def test_a_fault_reaches_the_web_server_as_it_is_on_mqtt(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """With the token of its file, and another one after SIGHUP; the counters say so."""
+    broker, heard = mosquitto(), list[bytes]()
+    (tmp_path / "token").write_text("first\n")
+    with receiving() as receiver:
+        settings = (f"webhook.url=http://{HOST}:{receiver.port}/", f"webhook.token_file={tmp_path / 'token'}")
+        with running(broker.port, tmp_path, *settings) as daemon, client(broker) as peer:
+            daemon.wait_ready()
+            peer.on_message = lambda _client, _data, got: heard.append(bytes(got.payload))
+            peer.subscribe("streamer/default/alarm/#", qos=1)
+            calm(daemon, peer)
+            fault(peer)
+            assert json.loads(opened(receiver))["event"] == "opened"
+            wait_until(lambda: heard, SECONDS, "the event on MQTT")
+            assert heard[0] == receiver.posted[0].body
+            assert receiver.posted[0].headers["Authorization"] == "Bearer first"
+            wait_until(lambda: daemon.numbers()["webhook_total", "delivered"] == 1, SECONDS, "the counter")
+            assert daemon.numbers()["webhook_queued", ""] == 0
+            (tmp_path / "token").write_text("second\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            daemon.wait_log("applied=webhook.token")
+            peer.publish("plant/oven", message(CALM + 1, 6000.0), qos=1)
+            wait_until(lambda: len(receiver.posted) == 2, SECONDS, "another event")
+            assert receiver.posted[1].headers["Authorization"] == "Bearer second"
+            assert daemon.stop() == 0
+        assert (tmp_path / "state" / "webhook.json").read_bytes() == b"[]"
+
+
+def test_an_alarm_that_no_server_took_survives_a_kill(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """The next run delivers it, although it is not told on MQTT again."""
+    broker, port = mosquitto(), free_port()
+    url = f"webhook.url=http://{HOST}:{port}/"
+    path = tmp_path / "state" / "webhook.json"
+    with running(broker.port, tmp_path, url) as daemon, client(broker) as peer:
+        daemon.wait_ready()
+        calm(daemon, peer)
+        fault(peer)
+        wait_until(lambda: path.exists() and json.loads(path.read_bytes()), SECONDS, "the file")
+        wait_until((tmp_path / "state" / "alarms.json").exists, SECONDS, "what was told")
+        daemon.process.kill()
+        daemon.process.wait()
+    with receiving(port=port) as receiver, running(broker.port, tmp_path, url) as daemon:
+        daemon.wait_ready()
+        assert json.loads(opened(receiver))["event"] == "opened"
+        wait_until(lambda: daemon.numbers()["webhook_total", "delivered"] >= 1, SECONDS, "the counter")
+        assert daemon.stop() == 0
+    assert len(set(receiver.order())) == 1
+
+
+def test_a_server_that_hangs_keeps_neither_the_scores_nor_the_end_waiting(
+    mosquitto: StartBroker, tmp_path: Path
+) -> None:
+    """SIGTERM is obeyed within five seconds, exit status 0, and what was not delivered is there for the next run."""
+    broker = mosquitto()
+    with misbehaving(drip([b"HTTP/1.1 200 OK\r\n"], 0.2)) as port:
+        url = f"webhook.url=http://{HOST}:{port}/"
+        with running(broker.port, tmp_path, url) as daemon, client(broker) as peer:
+            daemon.wait_ready()
+            calm(daemon, peer)
+            fault(peer)
+            wait_until(lambda: daemon.numbers()["webhook_queued", ""] == 1, SECONDS, "the event")
+            for k in range(20):
+                peer.publish("plant/oven", message(CALM + 1 + k, 20.0), qos=1)
+            daemon.wait_settled(CALM + 21)
+            assert daemon.stop() == 0
+    waiting = json.loads((tmp_path / "state" / "webhook.json").read_bytes())
+    assert [each["what"] for each in waiting][:1] == ["opened"]
