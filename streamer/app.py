@@ -29,7 +29,7 @@ from streamer.inbox import Inbox
 from streamer.journal import Journal
 from streamer.log import SparingLog, configure, event, set_level
 from streamer.metrics import Metrics
-from streamer.mqtt import MqttLink
+from streamer.mqtt import ONLINE, MqttLink
 from streamer.outbox import JSON, Outgoing
 from streamer.payloads import Rejection
 from streamer.readings import Alarm, Message
@@ -50,13 +50,22 @@ from streamer.retraining.manager import Refused, Retraining, Serving, Terms
 from streamer.retraining.policy import Plan
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
+from streamer.sinks.discovery import birth_topic
+from streamer.sinks.home_assistant import HomeAssistant, has_published
 from streamer.sinks.post import Poster
 from streamer.sinks.webhook import Webhook
 from streamer.statedir import StateDirectory
 from streamer.systemd import ServiceManager
 from streamer.topics import command_topic
 from streamer.wire import tls_context
-from streamer.wiring import decoder_from, load_weights, shard_from, weights_path
+from streamer.wiring import (
+    decoder_from,
+    device_of_from,
+    is_included_from,
+    load_weights,
+    shard_from,
+    weights_path,
+)
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +76,8 @@ COPY_ROWS = 1024  # of the state, 3 MB, between two turns: 3 to 10 ms, most of t
 LAST_WRITE_SECONDS = 0.6  # for a snapshot that is still being written when the last one is due
 TEND_SECONDS = 0.5  # for the last word about weights
 ANSWER_SECONDS = 0.05  # so often it is looked whether a request has its result
-FILTERS_FILE, ALARMS_FILE, WEBHOOK_FILE = "filters.json", "alarms.json", "webhook.json"
+FILTERS_FILE, ALARMS_FILE = "filters.json", "alarms.json"
+WEBHOOK_FILE, HOME_ASSISTANT_FILE = "webhook.json", "home_assistant.json"
 MOST_FILTERS = 1000
 
 
@@ -99,6 +109,7 @@ class App:
         self._configured = load_weights(settings)
         self._generations = Generations(self._directory.path)
         mqtt, limits = settings.mqtt, settings.limits
+        self._births = [birth_topic(settings.home_assistant.prefix)] if settings.home_assistant.enabled else []
         self._past_filters = _strings(self._directory.kept(FILTERS_FILE))
         self._sparing = SparingLog(log, 60.0, self._clock.monotonic)
         registry = Registry(
@@ -122,6 +133,7 @@ class App:
             filters=mqtt.subscribe,
             unwanted=self._past_filters,
             commands=command_topic(settings.instance) if mqtt.commands else None,
+            besides=self._births,
             deliver=self._deliver,
             clock=self._clock,
             protocol=mqtt.protocol,
@@ -164,7 +176,12 @@ class App:
             publish_series=settings.alarms.publish_series,
             hand_on=self._hand_on,
             takes_commands=mqtt.commands,
+            listeners=dict.fromkeys(self._births, self._hear_of_birth),
+            forgotten=lambda keys: self.home_assistant.forget(keys) if self.home_assistant is not None else None,
         )
+        kept = self._directory.kept(HOME_ASSISTANT_FILE) if settings.state.durability != "none" else None
+        is_concerned = settings.home_assistant.enabled or has_published(kept)
+        self.home_assistant = self._new_home_assistant(kept) if is_concerned else None
         self.webhook = self._new_webhook() if settings.webhook.url else None
         self.http = (
             Server(settings.http.host, settings.http.port, self.metrics.render, self.is_healthy, self.is_ready)
@@ -214,6 +231,8 @@ class App:
         if self.webhook is not None:
             self.webhook.start()
         self.link.start()
+        if self.home_assistant is not None:
+            self.home_assistant.start()
         event(
             log, logging.INFO, "started", version=version(),
             broker=f"{self._settings.mqtt.host}:{self._settings.mqtt.port}", state=str(self._directory.path),
@@ -228,6 +247,8 @@ class App:
         deadline = time.monotonic() + STOP_SECONDS
         self._manager.stopping("taking what waits, saving the state")
         self._inbox.close()
+        if self.home_assistant is not None:
+            self.home_assistant.stop()
         drained = self.engine.stop(DRAIN_SECONDS)
         if self.webhook is not None:
             self.webhook.leave(FAREWELL_SECONDS)
@@ -343,6 +364,15 @@ class App:
 
     # --- What it says of itself ---
 
+    def has_failed(self) -> bool:
+        """A bug has ended one of the threads: the process has to end, too."""
+        sinks = (self.webhook, self.home_assistant)
+        return (
+            self.engine.has_failed
+            or not self.link.status().is_alive
+            or any(sink is not None and sink.has_failed for sink in sinks)
+        )
+
     def is_healthy(self) -> tuple[bool, str]:
         """Live: the engine makes progress and the network thread is alive, broker or no broker."""
         trouble = self.engine.trouble()
@@ -420,6 +450,37 @@ class App:
             clock=self._clock,
         )
 
+    def _hear_of_birth(self, message: Message) -> None:
+        """A retained one is of the past; and so is what Home Assistant has then found at the broker, all retained."""
+        if self.home_assistant is not None and message.payload == ONLINE and not message.retain:
+            self.home_assistant.born()
+
+    def _connection(self) -> int:
+        status = self.link.status()
+        return status.generation if status.connected else 0
+
+    def _new_home_assistant(self, kept: bytes | None) -> HomeAssistant:
+        settings, keeps = self._settings.home_assistant, self._settings.state.durability != "none"
+        return HomeAssistant(
+            is_enabled=settings.enabled,
+            instance=self._settings.instance,
+            version=version(),
+            prefix=settings.prefix,
+            is_included=is_included_from(self._settings),
+            max_devices=settings.max_devices,
+            every_seconds=settings.every_seconds,
+            idle_seconds=3600.0 * self._settings.limits.idle_hours,
+            device_of=device_of_from(self._settings),
+            table=lambda: self.engine.table,
+            alarms=lambda: self.engine.alarms,
+            connection=self._connection,
+            publish=self._publish,
+            kept=kept,
+            keep=partial(self._directory.keep, HOME_ASSISTANT_FILE) if keeps else lambda _: None,
+            metrics=self.metrics,
+            clock=self._clock,
+        )
+
     def _hearing(self) -> int:
         """The connection by which quiet is a sensor's own; 0 without one, and when the wall clock has just been set."""
         has_stepped = self._steps is not None and self._steps.has_stepped()
@@ -451,6 +512,8 @@ class App:
         metrics.measured("journal_failing", lambda: self.engine.journal_trouble() is not None)
         if self.webhook is not None:
             metrics.measured("webhook_queued", self.webhook.queued)
+        if self.home_assistant is not None:
+            metrics.measured("home_assistant_devices", self.home_assistant.devices)
         metrics.set("series_limit", settings.limits.max_series)
         metrics.set("alarm_budget_per_series_month", settings.alarms.budget_per_series_month)
         metrics.measured("model_generation", lambda: self.engine.generation)
@@ -540,7 +603,7 @@ class App:
     def _remember_filters(self) -> None:
         """A broker's session outlives a setting: what was ever subscribed to must be taken back when it is left out."""
         commands = [command_topic(self._settings.instance)] if self._settings.mqtt.commands else []
-        known = dict.fromkeys([*self._past_filters, *self._settings.mqtt.subscribe, *commands])
+        known = dict.fromkeys([*self._past_filters, *self._settings.mqtt.subscribe, *commands, *self._births])
         self._keep(FILTERS_FILE, list(known)[-MOST_FILTERS:])
 
     def _remember_alarms(self, alarms: list[Alarm]) -> None:
@@ -702,7 +765,7 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
         app.start()
         while True:
             got = listener.wait(ANSWER_SECONDS if app.serve_requests() else 1.0)
-            if app.engine.has_failed or not app.link.status().is_alive or (app.webhook and app.webhook.has_failed):
+            if app.has_failed():
                 event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
                 manager.stopping("a part has failed, see the log")
                 return 1

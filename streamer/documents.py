@@ -146,7 +146,7 @@ class DeviceState(msgspec.Struct, frozen=True):
 
     device: Annotated[str, Meta(description="What the device is called: its topic, or what a rule makes of it.")]
     problem: Annotated[bool, Meta(description="An alarm of one of its series is open.")]
-    score: Annotated[Number, Meta(description="The highest of its series.")]
+    score: Annotated[Number, Meta(description="The highest of its series that are listed here.")]
     alarm: Annotated[
         AlarmBrief | None, Meta(description="The open alarm with the highest score; of several silent ones the first.")
     ]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -140,6 +141,8 @@ class Engine:
         hand_on: HandOn = lambda _what, _alarm, _payload: None,
         rebuilt_rows: int = REBUILT_ROWS,
         takes_commands: bool = False,
+        listeners: Mapping[str, Callable[[Message], None]] = MappingProxyType({}),
+        forgotten: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> None:
         """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not.
 
@@ -147,7 +150,9 @@ class Engine:
         stands at the end of the journal, and copies that state from its first `next` on, a piece between two turns.
         While it `owes_snapshot` nothing is acknowledged, and one is tried every few seconds. `begin` calls what may
         have to wait for the disk, one after the other, and so does not keep the engine waiting for longer than
-        `patience_seconds`. `takes_commands`: also by MQTT. `hand_on` gets each alarm event that MQTT gets.
+        `patience_seconds`. `takes_commands`: also by MQTT. `hand_on` gets each alarm event that MQTT gets,
+        a listener each message on its topic, which `decoder` must not want, `forgotten` the keys of series that are no
+        more; none of them may wait.
         """
         self._instance = instance
         self._shard = shard
@@ -183,6 +188,8 @@ class Engine:
         self._silent = silent
         self._telling = Telling(instance, shard, publish, metrics, publish_series, hand_on)
         self._rebuilt_rows = rebuilt_rows
+        self._listeners = listeners
+        self._forgotten = forgotten
         self._command_topic = command_topic(instance) if takes_commands else None
         self._sparing = SparingLog(log, 10.0, clock.monotonic)
 
@@ -557,6 +564,8 @@ class Engine:
                 counts["ignored"] += 1
                 if message.topic == self._command_topic:
                     self._orders.take(message)
+                elif listener := self._listeners.get(message.topic):
+                    listener(message)
             elif message.retain:
                 counts["retained"] += 1
             elif reason := decoder.decode(message.topic, message.payload, message.arrival, columns):
@@ -755,6 +764,7 @@ class Engine:
         changes = self._shard.evict(slots, now)
         self._tell(changes)
         self._telling.forgotten(slots.tolist(), keys)
+        self._forgotten(keys)
         with self._metrics.lock:
             self._metrics.add("series_evicted_total", len(slots))
             for change in changes:

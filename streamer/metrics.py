@@ -128,7 +128,7 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "mqtt_stale_acknowledgements_total": _Family(
             "counter", "Acknowledgements not sent, since the connection that brought the message is gone."
         ),
-        # The webhook.
+        # Who else is told.
         "webhook_total": _Family(
             "counter",
             "Alarm events that were to be posted to webhook.url, by what became of them.",
@@ -136,6 +136,7 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
             WEBHOOK_RESULTS,
         ),
         "webhook_queued": _Family("gauge", "Alarm events that webhook.url has not taken yet."),
+        "home_assistant_devices": _Family("gauge", "Devices that Home Assistant is told of."),
         # State.
         "model_generation": _Family("gauge", "Generation of the weights that serve."),
         "model_swapping": _Family("gauge", "1 while other weights come in, series by series."),

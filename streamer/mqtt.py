@@ -137,6 +137,7 @@ class MqttLink:
         outgoing_bytes: int = 16 << 20,
         unwanted: Sequence[str] = (),
         commands: str | None = None,
+        besides: Sequence[str] = (),
         fast: bool = True,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -144,15 +145,18 @@ class MqttLink:
 
         `unwanted` are filters that an earlier run of this client id had and this one has not: the broker's session
         still holds them. `commands` is a topic to listen to besides, at QoS 1; what comes there from the time before
-        this connection is delivered as retained, and without it the link is as good as with it.
+        this connection is delivered as retained. `besides` are further topics, at QoS 1 too. Without commands and those
+        the link is as good as with them.
         """
         self._host = host
         self._port = port
         self._client_id = client_id
         self._filters = list(filters)
-        self._unwanted = [topic_filter for topic_filter in unwanted if topic_filter not in (*filters, commands)]
+        self._unwanted = [each for each in unwanted if each not in (*filters, *besides, commands)]
         self._commands = commands
         self._commands_mid: int | None = None
+        self._besides = list(besides)
+        self._besides_mids: dict[int, str] = {}
         self._deliver = deliver
         self._clock = clock
         self._versions = list(VERSIONS.values()) if protocol == "auto" else [VERSIONS[protocol]]
@@ -521,15 +525,18 @@ class MqttLink:
         else:
             client.subscribe([(topic_filter, self._qos) for topic_filter in self._filters])
 
-    def _subscribe_to_commands(self, client: Client) -> None:
-        """A subscription of its own, so that a broker that refuses it refuses nothing else."""
-        if self._commands is None:
-            return
+    def _subscribe_besides(self, client: Client) -> None:
+        """Each a subscription of its own, so that a broker that refuses it refuses nothing else."""
+        if self._commands is not None:
+            self._commands_mid = self._subscribe_to(client, self._commands)
+        self._besides_mids = {mid: topic for topic in self._besides if (mid := self._subscribe_to(client, topic))}
+
+    @staticmethod
+    def _subscribe_to(client: Client, topic: str) -> int | None:
         if client.protocol == MQTTProtocolVersion.MQTTv5:
             options = SubscribeOptions(1, noLocal=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
-            _, self._commands_mid = client.subscribe([(self._commands, options)])
-        else:
-            _, self._commands_mid = client.subscribe(self._commands, 1)
+            return client.subscribe([(topic, options)])[1]
+        return client.subscribe(topic, 1)[1]
 
     def _note_commands(self, reason: ReasonCode) -> None:
         """The broker has answered; from here on a command is one of now."""
@@ -614,7 +621,7 @@ class MqttLink:
         self._publish_now(client, self._status_message(ONLINE))
         if self._unwanted and flags.session_present:
             client.unsubscribe(self._unwanted)
-        self._subscribe_to_commands(client)
+        self._subscribe_besides(client)
         self._subscribe(client)
 
     def _on_subscribe(
@@ -623,6 +630,11 @@ class MqttLink:
         if mid == self._commands_mid and reasons:
             self._commands_mid = None
             self._note_commands(reasons[0])
+            return
+        if (topic := self._besides_mids.pop(mid, None)) is not None:
+            if reasons and reasons[0].is_failure:
+                detail = f"the broker refuses the subscription to {topic}: {reasons[0]}"
+                self._sparing.event(logging.WARNING, "not subscribed", per=detail, broker=self._place, reason=detail)
             return
         session = self._status.is_session_present
         refused = [f"{f}: {reason}" for f, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]

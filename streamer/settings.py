@@ -97,6 +97,12 @@ def _filter(text: str) -> str:
     return _line(text)
 
 
+def _topic(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", text):
+        raise ValueError("a topic of letters, digits, _, - and /")
+    return text
+
+
 def _url(text: str) -> str:
     """RFC 3986, as far as it is of use: no user, whose password would show; no fragment, which is not sent."""
     if not text:
@@ -153,6 +159,7 @@ def _pattern(text: str) -> str:
 
 Line = Annotated[str, AfterValidator(_line)]
 Host = Annotated[str, AfterValidator(_host)]
+Topic = Annotated[str, AfterValidator(_topic)]
 Url = Annotated[str, AfterValidator(_url)]
 Filter = Annotated[str, AfterValidator(_filter)]
 Glob = Annotated[str, AfterValidator(_glob)]
@@ -492,6 +499,24 @@ class Webhook(_Table):
         return token
 
 
+class HomeAssistant(_Table):
+    """Devices, their scores and alarms in Home Assistant, by its MQTT discovery."""
+
+    enabled: bool = _set(False, "Tell Home Assistant of the devices; switched off again, they are removed there.")
+    prefix: Topic = _set("homeassistant", "Its discovery prefix.", form="a topic of letters, digits, _, - and /")
+    include: tuple[Glob, ...] = _set(
+        (),
+        "Globs on the names of devices, which are topics unless a rule says otherwise; if there is one, only those.",
+        form="a list of globs",
+    )
+    max_devices: int = _set(
+        100, "So many devices at most; the first that come, and the log says so.", lower=1, upper=10_000, unit="devices"
+    )
+    every_seconds: float = _set(
+        10.0, "The figures of a device are told no more often; an alarm is told at once.", lower=1, upper=3600, unit="s"
+    )
+
+
 class Metrics(_Table):
     """What Prometheus sees of single series."""
 
@@ -616,6 +641,7 @@ class Settings(BaseSettings):
     model: Model = Model()
     alarms: Alarms = Alarms()
     webhook: Webhook = Webhook()
+    home_assistant: HomeAssistant = HomeAssistant()
     metrics: Metrics = Metrics()
     http: Http = Http()
     state: State = State()
