@@ -88,6 +88,9 @@ class Bench:
         self.saves = 0
         self.remembered: list[Alarm] = []
         self.times_remembered = 0
+        self.handed_on: list[tuple[str, Alarm, bytes]] = []
+        self.overheard: list[Message] = []
+        self.forgotten: list[str] = []
         self.is_hearing = True
         self.connection = 1
         self.room = room
@@ -110,6 +113,9 @@ class Bench:
             silent=silent,
             publish_series=publish_series,
             takes_commands=True,
+            hand_on=lambda what, alarm, payload: self.handed_on.append((what, alarm, payload)),
+            listeners={"private/birth": self.overheard.append},
+            forgotten=self.forgotten.extend,
         )
         self.metrics.watch_series(lambda: self.engine.table)
 
@@ -377,6 +383,32 @@ def test_a_turn_without_messages_is_no_turn_of_the_counters() -> None:
     assert bench.engine.trouble() is None
 
 
+# --- Who else is told ---
+
+
+def test_each_event_is_handed_on_as_it_is_published() -> None:
+    """In their order, with the alarm: opened, updated, closed; nothing that is not published."""
+    bench = Bench(weights=shipped_weights())
+    bench.report("oven", [*noise(60).tolist(), 60.0, 90.0, 300.0, *noise(60, 1).tolist()])
+    published = [message.payload for message in bench.published if "/alarm/" in message.topic]
+    assert [payload for _, _, payload in bench.handed_on] == published
+    told = [what for what, _, _ in bench.handed_on]
+    assert (told[0], told[-1], set(told[1:-1])) == ("opened", "closed", {"updated"})
+    updates = [alarm.readings for what, alarm, _ in bench.handed_on if what == "updated"]
+    assert len(set(updates)) == len(updates)  # by which a receiver tells them apart
+    assert len({alarm.id for _, alarm, _ in bench.handed_on}) == 1
+
+
+def test_a_topic_that_is_no_sensor_can_be_listened_to() -> None:
+    """Retained or not; it is counted as what it is, and becomes no series."""
+    bench = Bench(exclude=("private/**",))
+    bench.turn(bench.say("private/birth", "online"), bench.say("private/other", "1"), bench.say("plant/a", "1"))
+    bench.turn(bench.say("private/birth", "online", retain=True))
+    assert [(m.payload, m.retain) for m in bench.overheard] == [(b"online", False), (b"online", True)]
+    assert bench.numbers()["messages_ignored_total", ""] == 3
+    assert len(bench.shard.registry) == 1
+
+
 # --- Idle series make room ---
 
 
@@ -404,6 +436,7 @@ def test_idle_series_make_room_and_what_reports_stays() -> None:
     assert (numbers["series_evicted_total", ""], numbers["series_refused_total", "full"]) == (1, 2)
     assert numbers["series", ""] == 3
     assert bench.states("gone/b")[-1] == b""
+    assert bench.forgotten == ["gone/b"]
     assert bench.engine.table is not None
     assert bench.engine.table.keys == ["busy", "new"]
 

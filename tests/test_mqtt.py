@@ -54,6 +54,7 @@ class Options(TypedDict, total=False):
     outgoing_bytes: int
     unwanted: list[str]
     commands: str
+    besides: list[str]
     fast: bool
 
 
@@ -829,6 +830,52 @@ def test_a_topic_of_commands_that_is_no_longer_wanted_is_taken_back(
         assert linked.payloads(COMMAND) == expected
         linked.link.ack(linked.messages)
         linked.link.stop(SECONDS)
+
+
+BIRTH = "homeassistant/status"
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_further_topics_are_heard_and_taken_back_when_they_are_no_longer_wanted(
+    mosquitto: StartBroker, link: StartLink, protocol: str
+) -> None:
+    """What comes there is delivered like anything else; what the broker has retained there comes on 3.1.1 alone."""
+    server = mosquitto()
+    with client(server) as sender:
+        send(sender, BIRTH, b"kept", retain=True)
+        for besides, expected in (([BIRTH], [b"1"]), ([], [])):
+            options: Options = {"filters": ["plant/#"], "unwanted": [BIRTH], "besides": besides, "protocol": protocol}
+            linked = link(server.port, **options)
+            linked.wait_subscribed()
+            send(sender, BIRTH, b"1")
+            send(sender, "plant/1", b"2")
+            linked.wait_payload("plant/1", b"2")
+            assert [m.payload for m in linked.messages if m.topic == BIRTH and not m.retain] == expected
+            assert any(m.retain for m in linked.messages) == (protocol == "3.1.1" and bool(besides))
+            linked.link.ack(linked.messages)
+            linked.link.stop(SECONDS)
+
+
+@pytest.mark.parametrize("level", [4, 5])
+def test_a_further_topic_that_is_refused_harms_nothing(
+    link: StartLink, caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    """Each has a subscription of its own; the log says which one it was."""
+
+    def behave(peer: Peer) -> None:
+        peer.read_until(0x10)
+        peer.send(connack(peer.level))
+        for code in (1, 0x80 if level == 4 else 0x87, 1, 1):
+            mid = int.from_bytes(peer.read_until(0x82)[:2], "big")
+            peer.send(suback(level, mid, code))
+        peer.stay()
+
+    with FakeBroker(behave) as fake:
+        protocol = "5" if level == 5 else "3.1.1"
+        linked = link(fake.port, protocol=protocol, filters=["plant/#"], commands=COMMAND, besides=[BIRTH, "other"])
+        linked.wait_subscribed()
+        (record,) = (record for record in caplog.records if record.message == "not subscribed")
+        assert BIRTH in str(record.__dict__["fields"]["reason"])
 
 
 # --- Messages out ---

@@ -303,6 +303,16 @@ def test_a_token_that_is_no_word_is_refused_unseen(tmp_path: Path, token: str) -
     assert token not in problem
 
 
+# --- Home Assistant ---
+
+
+@pytest.mark.parametrize("prefix", ["home/#", "+", "a//b", "/a", "a/", "", "a b", "home*", "hömé"])
+def test_a_prefix_that_is_no_plain_topic_is_refused(prefix: str) -> None:
+    """It is subscribed to, published to, and matched."""
+    (problem,) = refused(overrides=[f"home_assistant.prefix={prefix}"])
+    assert "expected a topic of letters" in problem
+
+
 # --- Typos ---
 
 
