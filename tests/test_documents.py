@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -79,3 +81,23 @@ def test_what_is_wrong_is_not_by_the_schema(field: str, wrong: object) -> None:
     del lacking[field]
     assert schemas.complaints(TOPIC, json.dumps(lacking).encode())
     assert schemas.complaints(TOPIC, json.dumps(event() | {"new": 1}).encode())
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "alarms.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["alarm", "series"])
+def test_the_page_names_every_field(name: str) -> None:
+    """What is published is documented."""
+    parts = documents.schema(name)["$defs"]
+    assert isinstance(parts, dict)
+    fields_of = {field for part in parts.values() for field in part["properties"]}
+    assert {field for field in fields_of if f"`{field}`" not in PAGE} == set()
+
+
+def test_the_examples_of_the_page_are_by_the_schema() -> None:
+    """And none is left out: they are what people copy."""
+    examples = re.findall(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    names = ["alarm" if '"event"' in example else "series" for example in examples]
+    assert names == ["alarm", "alarm", "alarm", "series"]
+    assert [schemas.of_document(*each) for each in zip(names, map(str.encode, examples), strict=True)] == [[]] * 4
