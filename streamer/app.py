@@ -248,7 +248,7 @@ class App:
         self._manager.stopping("taking what waits, saving the state")
         self._inbox.close()
         if self.home_assistant is not None:
-            self.home_assistant.stop()
+            self.home_assistant.leave()
         drained = self.engine.stop(DRAIN_SECONDS)
         if self.webhook is not None:
             self.webhook.leave(FAREWELL_SECONDS)
@@ -260,6 +260,8 @@ class App:
             self.http.stop()
         if self.webhook is not None:
             self.webhook.stop()
+        if self.home_assistant is not None:
+            self.home_assistant.stop()
         if self._is_writing_last:
             self._wait_for_write(max(deadline - time.monotonic(), 0.0))
         is_saved = self._has_saved_last or self.engine.is_safe_unsaved

@@ -159,7 +159,7 @@ DOCUMENTS: dict[str, object] = {
     "alarm": AlarmEvent,
     "series": SeriesState,
     "device": DeviceState,
-    "command": requests.Command | requests.ModelCommand,
+    "command": requests.Command,
     "result": requests.Result,
 }
 """By the name that `streamer schema` has for it."""

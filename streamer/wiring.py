@@ -24,13 +24,10 @@ LEAST_CACHE_BYTES, CACHE_BYTES = 16 << 20, 2700  # for the names of topics and f
 def decoder_from(settings: Settings) -> Decoder:
     """The decoder of payloads that `input` describes; it never reads this instance's own output."""
     given, theirs = settings.input, settings.home_assistant
-    not_sensors = (
-        discovery.birth_topic(theirs.prefix),
-        discovery.own_configs(theirs.prefix, settings.instance),
-    )
+    births = (discovery.birth_topic(theirs.prefix),) if theirs.enabled else ()
     return Decoder(
         include=given.include,
-        exclude=given.exclude + (not_sensors if theirs.enabled else ()),
+        exclude=(*given.exclude, discovery.all_configs(theirs.prefix), *births),
         own_prefix=own_prefix(settings.instance),
         rules=tuple(Rule(**rule.model_dump()) for rule in given.rules),
         booleans=given.booleans,

@@ -58,11 +58,13 @@ def test_a_state_for_which_there_is_no_memory_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("is_enabled", [True, False])
 def test_what_home_assistant_is_told_is_no_sensor(is_enabled: bool) -> None:
-    """Its birth and our own configs, where the two know each other; what others publish there stays what it is."""
+    """Our configs, whichever instance's, and its birth, where we know it; what others publish stays what it is."""
     given = load(None, [f"home_assistant.enabled={is_enabled}", 'input.exclude=["lab/**"]'], {"HOME": "/"})
     decoder = decoder_from(given)
     assert decoder.is_wanted("homeassistant/status") != is_enabled
-    assert decoder.is_wanted(discovery.config_topic("homeassistant", "default", "plant/oven")) != is_enabled
+    for instance in ("default", "another"):
+        assert not decoder.is_wanted(discovery.config_topic("homeassistant", instance, "plant/oven"))
+    assert decoder.is_wanted("homeassistant/device/kitchen/config")
     assert decoder.is_wanted("homeassistant/sensor/x/state")
     assert not decoder.is_wanted("lab/x")
 

@@ -48,9 +48,9 @@ def config_topic(prefix: str, instance: str, device: str) -> str:
     return f"{prefix}/device/{object_id(instance, device)}/config"
 
 
-def own_configs(prefix: str, instance: str) -> str:
-    """A glob of all of them: without MQTT 5 the broker sends them to us, too."""
-    return f"{prefix}/device/streamer_{instance}_*/config"
+def all_configs(prefix: str) -> str:
+    """A glob of those of every instance: a daemon that hears everything must take none of them for a sensor."""
+    return f"{prefix}/device/streamer_*/config"
 
 
 def config(

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 MOST_A_LOOK = 100  # messages: a hundred devices are there within three seconds, ten thousand within four minutes
+MOST_KEY = 1000  # characters; who has a longer one is no sensor, and a file of such names would be large
 MOST_SERIES = 16  # of a device, by its own order: a config is no larger than 10 KB, and a page of entities can be read
 
 
@@ -148,9 +149,13 @@ class HomeAssistant:
         self._thread = threading.Thread(target=self._run, name="home-assistant", daemon=True)
         self._thread.start()
 
-    def stop(self, seconds: float = 0.3) -> None:
-        """What is published stays: the broker's word `offline` says that nobody looks after it."""
+    def leave(self) -> None:
+        """What is published stays: the broker's word `offline` says that nobody looks after it. Returns at once."""
         self._is_over.set()
+
+    def stop(self, seconds: float = 0.2) -> None:
+        """Wait for the end of a look."""
+        self.leave()
         if self._thread is not None:
             self._thread.join(seconds)
 
@@ -270,7 +275,7 @@ class HomeAssistant:
 
     def _meet(self, key: str, now: float) -> bool:
         """A series that was not in the last table; True if there is no room for its device."""
-        if key in self._by_series:
+        if key in self._by_series or len(key) > MOST_KEY:
             return False
         name = self._device_of(key)
         device = self._devices.get(name)

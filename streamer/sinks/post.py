@@ -64,11 +64,13 @@ class Poster:
             is_late.set()
             self._shut()
 
-        timer = threading.Timer(self._timeout_seconds, cut)
-        timer.daemon = True
+        begun_at = time.monotonic()
+        timer: threading.Timer | None = None
         try:
             with contextlib.closing(http.client.HTTPConnection(self._host, self._port)) as connection:
                 connection.sock = self._connect()
+                timer = threading.Timer(max(begun_at + self._timeout_seconds - time.monotonic(), 0.0), cut)
+                timer.daemon = True
                 timer.start()
                 if isinstance(connection.sock, ssl.SSLSocket):
                     connection.sock.do_handshake()
@@ -82,7 +84,8 @@ class Poster:
                 raise PostError(f"no answer within {self._timeout_seconds:g} s") from error
             raise PostError(_in_words(error)) from error
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             with self._lock:
                 self._open = None
 
