@@ -165,9 +165,9 @@ class HomeAssistant:
         try:
             while not self._is_over.wait(LOOK_SECONDS):
                 self.look()
-        except BaseException:  # our bug: the process has to end
+        except Exception:  # our bug: the process has to end, and `has_failed` says so
+            log.exception("a bug has ended the thread of the discovery")
             self.has_failed = True
-            raise
 
     def look(self) -> None:
         """See what has changed, and say it, as far as one look may."""

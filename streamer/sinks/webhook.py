@@ -190,9 +190,9 @@ class Webhook:
     def _run(self) -> None:
         try:
             self._deliver()
-        except BaseException:  # our bug: the process has to end
+        except Exception:  # our bug: the process has to end, and `has_failed` says so
+            log.exception("a bug has ended the thread of the webhook")
             self.has_failed = True
-            raise
 
     def _deliver(self) -> None:
         failures = 0

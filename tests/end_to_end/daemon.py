@@ -161,9 +161,9 @@ class StrictClient(Client):
 
 
 @contextmanager
-def client(broker: Broker) -> Iterator[Client]:
+def client(broker: Broker, protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311) -> Iterator[Client]:
     """Somebody who publishes and subscribes; whatever he hears of a daemon is by its schemas."""
-    connected = StrictClient()
+    connected = StrictClient(protocol)
     connected.max_queued_messages_set(0)  # no limit
     connected.connect(broker.host, broker.port)
     connected.loop_start()
