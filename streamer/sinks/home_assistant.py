@@ -186,8 +186,9 @@ class HomeAssistant:
         self._connected_by = connection
         self._keep_all()  # first: what is published and not known would stay for ever
         for message in self._messages(now):
-            if not self._sent(message):
-                break
+            if not self._publish(message):
+                break  # no room: it is said at a later look
+            self._metrics.add("publishes_total")
         self._keep_all()
 
     def _messages(self, now: float) -> Iterator[Outgoing]:
@@ -224,11 +225,6 @@ class HomeAssistant:
         if device.told is None or (device.alarm is None) != (device.told_alarm is None):
             return True
         return now - device.looked_at >= self._every_seconds
-
-    def _sent(self, message: Outgoing) -> bool:
-        is_sent = self._publish(message)
-        self._metrics.add("publishes_total" if is_sent else "publishes_dropped_total")
-        return is_sent
 
     # --- What is to be said ---
 
