@@ -172,7 +172,7 @@ def client(broker: Broker, protocol: MQTTProtocolVersion = MQTTProtocolVersion.M
     finally:  # its thread would keep a failed test's process alive
         connected.disconnect()
         connected.loop_stop()
-    assert not connected.complaints
+    assert not connected.complaints, connected.complaints
 
 
 def state_of(directory: Path, *options: str) -> dict[str, Any]:
