@@ -272,7 +272,7 @@ def test_a_server_that_comes_later_gets_all(hook: MakeHook) -> None:
 def test_a_server_that_hangs_or_drips_holds_nobody_up(hook: MakeHook, pieces: list[bytes]) -> None:
     """`put` returns at once, and the end comes when it must, with what was not delivered in the file."""
     with misbehaving(drip(pieces, 0.2)) as port:
-        one = hook(port)
+        one = hook(port, timeout_seconds=300.0)
         one.sink.start()
         began_at = time.monotonic()
         for number in range(1000):
@@ -448,6 +448,20 @@ def test_at_the_end_what_waits_is_delivered_if_the_server_takes_it(hook: MakeHoo
         assert one.end()
     assert receiver.order() == [*map(key, range(20))]
     assert one.waiting() == []
+
+
+def test_at_the_end_a_server_in_trouble_is_asked_once(hook: MakeHook) -> None:
+    """Not again and again without a pause; what it does not take is left to the next run."""
+    with receiving() as receiver:
+        receiver.will_answer(*[503] * 10_000)
+        one = hook(receiver.port, pause_seconds=60.0)
+        one.put(1)
+        one.put(2)
+        one.sink.start()
+        wait_until(lambda: receiver.posted, SECONDS, "the first attempt")
+        assert not one.end(1.0)
+        assert len(receiver.posted) <= 2
+    assert one.waiting() == [key(1), key(2)]
 
 
 def test_a_bug_is_not_swallowed(hook: MakeHook, caplog: pytest.LogCaptureFixture) -> None:
