@@ -82,6 +82,13 @@ def _host(text: str) -> str:
     return text
 
 
+def _user(text: str) -> str:
+    """RFC 7617, section 2."""
+    if not text or ":" in text:
+        raise ValueError("text without a colon")
+    return _line(text)
+
+
 def _filter(text: str) -> str:
     """MQTT 5.0, section 4.7: `+` and `#` fill a level, `#` is the last one."""
     levels = text.split("/")
@@ -135,6 +142,7 @@ def _pattern(text: str) -> str:
 
 Line = Annotated[str, AfterValidator(_line)]
 Host = Annotated[str, AfterValidator(_host)]
+User = Annotated[str, AfterValidator(_user)]
 Filter = Annotated[str, AfterValidator(_filter)]
 Glob = Annotated[str, AfterValidator(_glob)]
 Zone = Annotated[str, AfterValidator(_zone)]
@@ -430,12 +438,43 @@ class Metrics(_Table):
     top: int = _set(100, "How many series `top` shows.", lower=1, upper=100_000, unit="series", reload=True)
 
 
+class HttpTls(_Table):
+    """Encryption of the page and of all else that is served by HTTP."""
+
+    enabled: bool = _set(False, "Serve https only; a certificate that is renewed is read at the next start.")
+    cert_file: Line = _set("", "The server's certificate, PEM, with its chain.", path="file", form="a path, or empty")
+    key_file: Line = _set(
+        "", "The private key of `cert_file`, PEM, without a passphrase.", path="file", form="a path, or empty"
+    )
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> HttpTls:
+        if self.enabled != bool(self.cert_file) or self.enabled != bool(self.key_file):
+            raise ValueError("found only some of enabled, cert_file and key_file of http.tls; expected all or none")
+        return self
+
+
 class Http(_Table):
-    """The server of /metrics and of the health checks."""
+    """The server of the page, of /metrics and of the health checks."""
 
     enabled: bool = _set(True, "Serve HTTP.")
     host: Host = _set("127.0.0.1", "Address to listen on; 0.0.0.0 or :: for all of this machine.", form=HOST_FORM)
     port: int = _set(9479, "Port to listen on; 0 takes a free one, which the log names.", lower=0, upper=65_535)
+    username: User = _set("streamer", "Who may see it, where there is a password.", form="text without a colon")
+    password_file: Line = _set(
+        "",
+        "File that holds the password and nothing else; a last line break does not count. Empty: whoever reaches the "
+        "port may see it. /-/healthy and /-/ready never ask for it.",
+        path="file",
+        form="a path, or empty",
+        reload=True,
+    )
+    password: SecretStr = _set(
+        SecretStr(""),
+        "The password itself; only the secrets directory may say it, as a file `http.password`.",
+        reload=True,
+    )
+    tls: HttpTls = HttpTls()
 
 
 class State(_Table):
@@ -721,7 +760,7 @@ def _load(
         places.read_overrides(overrides, known),
     ]
     said.insert(2, _secrets(said, known, environ, secrets))
-    said.append(_password(said))
+    said += [_password(said, table) for table in ("mqtt", "http")]
 
     problems = [problem for layer in said for problem in layer.problems]
     problems += _unreadable(said, known)
@@ -770,11 +809,11 @@ def _secrets(said: Sequence[Layer], known: Known, environ: Mapping[str, str], se
     return Layer()
 
 
-def _password(said: Sequence[Layer]) -> Layer:
-    """What the password file holds."""
+def _password(said: Sequence[Layer], table: str) -> Layer:
+    """What the password file of a table holds."""
     layer = Layer()
-    file, place = places.effective(said, "mqtt.password_file")
-    _, other = places.effective(said, "mqtt.password")
+    file, place = places.effective(said, f"{table}.password_file")
+    _, other = places.effective(said, f"{table}.password")
     if not isinstance(file, str) or not file:
         return layer
     if other:
@@ -784,15 +823,15 @@ def _password(said: Sequence[Layer]) -> Layer:
     if problem:
         layer.problems.append(f"{place}: {file}: {problem}")
     else:
-        layer.put("mqtt.password", text, place)
+        layer.put(f"{table}.password", text, place)
     return layer
 
 
 def _unreadable(said: Sequence[Layer], known: Known) -> Iterator[str]:
-    """Files that a setting names and that cannot be read; the password file is read anyway."""
+    """Files that a setting names and that cannot be read; password files are read anyway."""
     for setting in known.settings.values():
         value, place = places.effective(said, setting.name)
-        if setting.file and setting.name != "mqtt.password_file" and isinstance(value, str) and value:
+        if setting.file and not setting.name.endswith(".password_file") and isinstance(value, str) and value:
             try:
                 with Path(value).open("rb"):
                     pass

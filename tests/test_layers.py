@@ -15,10 +15,33 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first; `models` lies below them all. A part imports lower layers and its own, where no cycle may arise.
 LAYERS = (
-    {"__init__", "errors", "exposition", "log", "metrics", "places", "readings", "settings", "signals", "topics"},
-    {"alarms", "baseline", "clock", "detector", "disk", "generations", "inbox", "inspection", "journal", "outbox"}
-    | {"payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "requests", "safekeeping"}
-    | {"shadow", "shard", "snapshot", "statedir"}
+    {
+        "__init__",
+        "answers",
+        "errors",
+        "exposition",
+        "log",
+        "metrics",
+        "places",
+        "readings",
+        "settings",
+        "signals",
+        "topics",
+    },
+    {"alarms", "baseline", "clock", "detector", "disk", "generations", "inbox", "inspection", "journal", "looks"}
+    | {
+        "outbox",
+        "payloads",
+        "recent",
+        "records",
+        "recovery",
+        "redelivery",
+        "registry",
+        "reorder",
+        "requests",
+        "safekeeping",
+    }
+    | {"shadow", "shard", "snapshot", "statedir", "traces"}
     | {"endings", "packets", "receiver", "wire"},  # what mqtt is made of
     {"diskthread", "engine", "lessons", "orders", "replay", "report", "retraining", "telling"},
     {"probe", "wiring"},
