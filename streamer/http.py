@@ -267,15 +267,13 @@ class Server:
 
     def _converse(self, connection: _Connection) -> None:
         is_head = False
+        answer: Answer | Stream
         try:
             request = _read(connection.socket, self._limits)
             is_head = request.method == "HEAD"
             answer = self._answer(request)
-            if isinstance(answer, Stream):
-                if self._take_stream_place(connection):
-                    self._send_stream(connection, answer, is_head)
-                    return
-                answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"All places of open pages are taken.\n")
+        except GoneError:
+            raise
         except RefusedError as refusal:
             answer = Answer(refusal.status, f"{refusal}\n".encode())
         except Exception:  # our bug: the client is told, and it goes on up to end this thread loudly
@@ -283,6 +281,11 @@ class Server:
             with contextlib.suppress(GoneError):
                 _send(connection.socket, answer, is_head, self._limits.answer_seconds)
             raise
+        if isinstance(answer, Stream):
+            if self._take_stream_place(connection):
+                self._send_stream(connection, answer, is_head)
+                return
+            answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"All places of open pages are taken.\n")
         self._make_room(connection, len(answer.body))
         _send(connection.socket, answer, is_head, self._limits.answer_seconds)
         connection.waiting_bytes = 0

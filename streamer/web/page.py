@@ -55,11 +55,14 @@ class Page:
                 case "/api/alarms":
                     return _json(self._alarm_lists())
                 case "/api/series":
-                    return self._list(parse_qs(request.query, errors="replace"))
+                    query = parse_qs(request.query, errors="replace")
+                    if "series" in query:  # no path can be `..`, but a topic can
+                        return self._one(query["series"][0], query)
+                    return self._list(query)
                 case "/api/events":
                     return Stream(partial(next, self._events()), "text/event-stream", PAUSE_SECONDS)
             if request.path.startswith("/api/series/"):
-                return self._one(unquote(request.path.removeprefix("/api/series/")), _first(request.query))
+                return self._one(unquote(request.path.removeprefix("/api/series/")), parse_qs(request.query))
         except NoAnswerError:
             return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"The engine has not answered in time.\n")
         return self._files.get(request)
@@ -99,13 +102,13 @@ class Page:
         ]
         return _json({"total": int(chosen.sum()), "series": rows})
 
-    def _one(self, name: str, query: Mapping[str, str]) -> Answer | None:
+    def _one(self, name: str, query: Mapping[str, list[str]]) -> Answer | None:
         """One series with the readings that are kept of it; None: there is no such series."""
         key = self._board.key_of(name)
         if not key:
             return None
-        run, _, serial = query.get("trace", "").partition("-")
-        follows = (_number(serial), _number(query.get("after", ""))) if run == self._run else (-1, -1)
+        run, _, serial = query.get("trace", [""])[0].partition("-")
+        follows = (_number(serial), _number(query.get("after", [""])[0])) if run == self._run else (-1, -1)
         found = self._board.question(partial(self._follow, key=key, serial=follows[0], number=follows[1]))
         if found is None:
             return None
@@ -192,10 +195,6 @@ def _alarm(alarm: Alarm) -> dict[str, object]:
 
 def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else -1
-
-
-def _first(query: str) -> dict[str, str]:
-    return {name: values[0] for name, values in parse_qs(query, errors="replace").items()}
 
 
 def _json(content: object) -> Answer:
