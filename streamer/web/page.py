@@ -151,12 +151,13 @@ class Page:
     def _events(self) -> Iterator[Iterator[bytes]]:
         """For one page: each time what has changed since the time before, a piece after the other."""
         seen, told = 0, b""
-        yield iter([f"retry: {RETRY_MS}\n\n".encode(), _event("hello", {"states": [*map(state_name, SeriesState)]})])
+        news = [f"retry: {RETRY_MS}\n\n".encode(), _event("hello", {"states": [*map(state_name, SeriesState)]})]
         while True:
             lists = msgspec.json.encode(self._alarm_lists())
             digest = hashlib.sha256(lists).digest()
-            news = [] if digest == told else [_framed("alarms", lists)]
-            told = digest
+            if digest != told:
+                news.append(_framed("alarms", lists))
+                told = digest
             try:
                 sight = self._board.sight()
             except NoAnswerError:
@@ -164,6 +165,7 @@ class Page:
             else:
                 yield self._news(sight, seen, news)
                 seen = sight.number
+            news = []
 
     @staticmethod
     def _news(sight: Sight, seen: int, news: list[bytes]) -> Iterator[bytes]:
