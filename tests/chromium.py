@@ -83,9 +83,9 @@ class Chromium:
         return done["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = SECONDS) -> None:
-        """Until it is true."""
+        """Until it is true; what cannot be looked at yet is not."""
         deadline = time.monotonic() + seconds
-        while not self.evaluate(f"Boolean({expression})"):
+        while not self.evaluate(f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"):
             assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {expression}; {self.complaints}"
             self._receive(0.05)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from streamer.detector import no_scores
 from streamer.readings import Unscored
 from streamer.recent import READINGS
 from streamer.registry import Registry
@@ -71,8 +72,8 @@ def test_the_past_is_bounded_and_what_has_gone_is_not_sent_again() -> None:
     shard, traces = shard_with("a"), Traces()
     serial = follow(traces, shard, "a").serial
     for start in range(0, ROWS + 300, 100):
-        times = [START + start + k for k in range(100)]
-        report(shard, traces, [0] * 100, times, [float(start + k) for k in range(100)])
+        count = np.arange(start, start + 100, dtype=np.float64)
+        traces.take(batch_of([0] * 100, START + count, count), no_scores(100))
     part = follow(traces, shard, "a", since=(serial, 10))
     assert (part.first, len(part.rows)) == (304, ROWS)
     assert part.rows[:, 1].tolist() == [float(k) for k in range(304, ROWS + 304)]

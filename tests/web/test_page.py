@@ -174,9 +174,9 @@ def test_a_file_that_the_browser_has_is_not_sent_again(site: Site) -> None:
 
 
 NO_PATHS = """
-/static/ /static /static/../page.py /static/%2e%2e/page.py /static/..%2f..%2fapp.py /static//app.js /page.py /index.html
-// /api /api/ /api/series/ /api/Series /api/events/ /static/app.js/ /static/app.js%00 /../../etc/passwd /api/series/nobody
-/api/series/%ff /api/series/%00
+/static/ /static /static/../page.py /static/%2e%2e/page.py /static/..%2f..%2fapp.py /static//app.js /static/app.js/
+/static/app.js%00 /page.py /index.html // /api /api/ /api/series/ /api/Series /api/events/ /../../etc/passwd
+/api/series/nobody /api/series/%ff /api/series/%00
 """
 
 

@@ -19,7 +19,7 @@ let opened = null; // { series, heard, askedAt, isAsking }
 // --- What the daemon says ---
 
 function connect() {
-  const events = new EventSource("/api/events");
+  const events = new EventSource(`${location.origin}/api/events`);
   const on = (name, take) => events.addEventListener(name, (event) => take(JSON.parse(event.data)));
   on("hello", (hello) => {
     ({ states } = hello);
@@ -80,22 +80,37 @@ function tile(title, text, isBad = false) {
   shown.className = isBad ? "bad" : "";
 }
 
+// --- Buttons that stay pressed ---
+
+function choice(group, text, onClick) {
+  const button = element("button", "", text);
+  button.type = "button";
+  press(button, false);
+  button.addEventListener("click", onClick);
+  group.append(button);
+  return button;
+}
+
+function press(button, isDown) {
+  button.setAttribute("aria-pressed", String(isDown));
+}
+
+function isPressed(button) {
+  return button.getAttribute("aria-pressed") === "true";
+}
+
 // --- Which series are shown ---
 
 function makeFilters() {
   if (by("filters").childElementCount) return;
   for (const [state, name] of states.entries()) {
     if (name === "gone") continue;
-    const button = element("button", "", name);
-    button.type = "button";
-    button.dataset.state = state;
-    button.setAttribute("aria-pressed", "false");
-    button.addEventListener("click", () => {
-      button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
+    const button = choice(by("filters"), name, () => {
+      press(button, !isPressed(button));
       const pressed = by("filters").querySelectorAll('[aria-pressed="true"]');
       table.show(new Set([...pressed].map((each) => Number(each.dataset.state))));
     });
-    by("filters").append(button);
+    button.dataset.state = state;
   }
 }
 
@@ -113,6 +128,16 @@ function search(text) {
 by("search").addEventListener("input", (event) => table.search(event.target.value));
 
 // --- The series that is open ---
+
+function makeLengths() {
+  for (const most of [200, 1000, Infinity]) {
+    const button = choice(by("lengths"), most === Infinity ? "all" : `last ${most}`, () => {
+      for (const each of by("lengths").children) press(each, each === button);
+      chart.show(most);
+    });
+  }
+  by("lengths").firstChild.click();
+}
 
 function choose(series) {
   history.replaceState(null, "", `#${encodeURIComponent(series)}`);
@@ -139,7 +164,7 @@ async function follow() {
   one.askedAt = performance.now();
   try {
     const query = new URLSearchParams({ series: one.series, trace: chart.trace, after: chart.next });
-    const response = await fetch(`/api/series?${query}`);
+    const response = await fetch(`${location.origin}/api/series?${query}`);
     const answer = response.ok ? await response.json() : null;
     if (opened !== one) return;
     if (answer) show(answer);
@@ -172,5 +197,6 @@ function openNamed() {
 }
 
 addEventListener("hashchange", openNamed);
+makeLengths();
 openNamed();
 connect();

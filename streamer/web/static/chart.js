@@ -11,6 +11,7 @@ const LEAST_PX = 120;
 export class Chart {
   constructor(root) {
     this.root = root;
+    this.most = MOST; // readings that are shown
     this.plots = [];
     this.clear();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.rebuild());
@@ -38,6 +39,19 @@ export class Chart {
       if (column.length > MOST) column.splice(0, column.length - MOST);
     }
     this.draw();
+  }
+
+  /** Only so many of the last readings. */
+  show(most) {
+    this.most = most;
+    this.isZoomed = false;
+    this.draw();
+  }
+
+  /** Time of the first one shown, and of the last. */
+  window() {
+    const { time } = this.data;
+    return [time[Math.max(time.length - this.most, 0)], time[time.length - 1]];
   }
 
   draw() {
@@ -85,9 +99,9 @@ export class Chart {
     const axis = { stroke: colour("--faint"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
     return {
       ...size,
-      padding: [8, 16, 6, 0],
+      padding: [8, 24, 6, 0],
       cursor: { sync: { key: "series" }, drag: { x: true, y: false }, points: { show: false } },
-      scales: { x: { time: true } },
+      scales: { x: { time: true, range: (_, min, max) => this.range(min, max) } },
       axes: [axis, { ...axis, size: 64, values: (_, ticks) => ticks.map(number) }],
       hooks: {
         drawClear: [(plot) => this.shade(plot, colour("--shade"))],
@@ -102,7 +116,7 @@ export class Chart {
     const colour = colours();
     const value = (_, each) => number(each);
     const edge = { stroke: "transparent", width: 0, points: { show: false }, value };
-    return this.options(
+    const options = this.options(
       this.sizes()[0],
       [
         { ...edge, label: "upper" },
@@ -114,6 +128,8 @@ export class Chart {
       ],
       { bands: [{ series: [1, 2], fill: colour("--band") }] },
     );
+    options.scales.y = { range: (plot) => extent(plot) };
+    return options;
   }
 
   scoreOptions() {
@@ -143,12 +159,40 @@ export class Chart {
     ctx.restore();
   }
 
+  range(min, max) {
+    const { time } = this.data;
+    return min === time[0] && max === time[time.length - 1] ? this.window() : [min, max];
+  }
+
   /** A part was chosen with the mouse: it stays where it is; a double click follows the readings again. */
   notice(plot) {
-    const { time } = this.data;
-    const { min, max } = plot.scales.x;
-    this.isZoomed = min > time[0] || max < time[time.length - 1];
+    const [first, last] = this.window();
+    this.isZoomed = plot.scales.x.min !== first || plot.scales.x.max !== last;
   }
+}
+
+/** Of the readings that are shown. In a fault the band can be a thousand times as wide: it may double the range. */
+function extent(plot) {
+  const [, upper, lower, expected, values] = plot.data;
+  const [first, last] = plot.series[0].idxs ?? [0, values.length - 1];
+  let [low, high] = [Infinity, -Infinity];
+  for (let at = first; at <= last; at++) {
+    if (values[at] === null) continue;
+    low = Math.min(low, values[at]);
+    high = Math.max(high, values[at]);
+  }
+  if (low > high) return [0, 1];
+  const most = (high - low || Math.abs(high) * 0.01 || 1) / 2;
+  let [bottom, top] = [low, high];
+  for (let at = first; at <= last; at++) {
+    for (const each of [upper[at], lower[at], expected[at]]) {
+      if (each === null) continue;
+      bottom = Math.min(bottom, Math.max(each, low - most));
+      top = Math.max(top, Math.min(each, high + most));
+    }
+  }
+  const margin = (top - bottom || most) * 0.06;
+  return [bottom - margin, top + margin];
 }
 
 function dots(label, colour, value) {
