@@ -11,12 +11,16 @@ import json
 import os
 import select
 import signal
+import struct
 import subprocess
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 SECONDS = 20.0
 FLAGS = (
@@ -34,6 +38,21 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+
+
+PIXELS = """
+(async () => {
+  const raw = Uint8Array.from(atob(%s), (each) => each.charCodeAt(0));
+  const bitmap = await createImageBitmap(new Blob([raw]));
+  const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+  context.drawImage(bitmap, 0, 0);
+  const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height);
+  let text = "";
+  for (let at = 0; at < data.length; at += 32768) text += String.fromCharCode(...data.subarray(at, at + 32768));
+  return [bitmap.width, bitmap.height, btoa(text)];
+})()
+"""
+"""Of a PNG in base64: width, height, and RGBA in base64."""
 
 
 class Chromium:
@@ -110,6 +129,24 @@ class Chromium:
     def picture(self) -> bytes:
         """What is seen, as PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+
+    def small_picture(self) -> bytes:
+        """The same in its 256 most frequent colours: a third of the bytes, and nobody sees a difference."""
+        shot = json.dumps(base64.b64encode(self.picture()).decode())
+        width, height, pixels = self.evaluate(PIXELS % shot)
+        rgba = np.frombuffer(base64.b64decode(pixels), np.uint32)
+        colours, index, counts = np.unique(rgba, return_inverse=True, return_counts=True)
+        parts = colours.view(np.uint8).reshape(-1, 4)[:, :3].astype(np.int64)
+        palette = parts[np.argsort(-counts, kind="stable")[:256]]
+        nearest = np.array([((palette - part) ** 2).sum(axis=1).argmin() for part in parts], np.uint8)
+        rows = nearest[index].reshape(height, width)
+        lines = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # each line begins with 0: no filter
+        header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+        parts_of_file = ((b"IHDR", header), (b"PLTE", palette.astype(np.uint8).tobytes()))
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+            for name, content in (*parts_of_file, (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))
+        )
 
     def _receive(self, seconds: float) -> None:
         if not select.select([self._from], [], [], max(seconds, 0))[0]:

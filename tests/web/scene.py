@@ -64,7 +64,7 @@ def pictures(browser: Chromium, address: str) -> dict[str, bytes]:
         browser.show(width=WIDTH, height=HEIGHT, scheme=scheme)
         browser.wait_for(f"matchMedia('(prefers-color-scheme: {scheme})').matches")
         browser.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
-        found[f"page-{scheme}.png"] = browser.picture()
+        found[f"page-{scheme}.png"] = browser.small_picture()
     return found
 
 
