@@ -17,6 +17,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
+import select
 import socket
 import ssl
 import threading
@@ -286,6 +287,8 @@ class Server:
                 self._send_stream(connection, answer, is_head)
                 return
             answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"All places of open pages are taken.\n")
+        if answer.status is HTTPStatus.UNAUTHORIZED:
+            _pause(connection.socket, WRONG_PASSWORD_SECONDS)
         self._make_room(connection, len(answer.body))
         _send(connection.socket, answer, is_head, self._limits.answer_seconds)
         connection.waiting_bytes = 0
@@ -303,7 +306,6 @@ class Server:
         self._require_own_name(request.headers.get("host", ""))
         path, is_check = request.path, request.path in self._checks
         if not is_check and not self._is_known(request.headers.get("authorization", "")):
-            self._stopping.wait(WRONG_PASSWORD_SECONDS)
             challenge = ("WWW-Authenticate", 'Basic realm="streamer", charset="UTF-8"')
             return Answer(HTTPStatus.UNAUTHORIZED, b"User name and password, please.\n", headers=(challenge,))
         if not is_check and path != "/metrics" and self._page is None:
@@ -476,6 +478,13 @@ def _send_whole(client: socket.socket, data: bytes, seconds: float) -> None:
             rest = rest[client.send(rest[:SEND_BYTES]) :]
     except OSError as error:
         raise GoneError from error
+
+
+def _pause(client: socket.socket, seconds: float) -> None:
+    """Less when the connection is over: who makes room must not go on holding a thread."""
+    poll = select.poll()
+    poll.register(client.fileno(), 0)  # its end is told without being asked for; more bytes are none
+    poll.poll(seconds * 1000)
 
 
 def _say_farewell(client: socket.socket, seconds: float) -> None:

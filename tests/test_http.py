@@ -637,6 +637,20 @@ def test_a_password_is_asked_for_everything_but_health(
     assert len(page.asked) == (2 if is_known else 0)
 
 
+def test_a_guess_takes_its_time_but_no_place() -> None:
+    """The answer comes late; who makes room does not go on holding a thread meanwhile."""
+    guess = b"GET / HTTP/1.1\r\nAuthorization: Basic eDp5\r\n\r\n"
+    limits = Limits(connections=2, threads=4)
+    with running(PageStub().server(username="ann", password="x", limits=limits)) as server:  # noqa: S106 - a test's
+        began = time.monotonic()
+        assert exchange(server.port, guess).startswith(b"HTTP/1.1 401 ")
+        assert time.monotonic() - began >= 0.4
+        with contextlib.ExitStack() as stack:
+            for _ in range(8):
+                stack.enter_context(connect(server.port)).sendall(guess)
+                assert ask(server.port, "/-/healthy").status == 200
+
+
 def test_a_new_password_takes_the_place_of_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As SIGHUP brings it; none at all opens the page."""
     monkeypatch.setattr("streamer.http.WRONG_PASSWORD_SECONDS", 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYetError
@@ -124,6 +125,7 @@ class Board:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._waiting: Future[Look] | None = None
+        self._asked_at = -np.inf
         self._sight: Sight | None = None
         self._looked_at = -np.inf
         self._counting = threading.Lock()
@@ -165,12 +167,14 @@ class Board:
             raise NoAnswerError from None
 
     def _look(self) -> Look:
-        """One question at a time: an engine that is busy finds no heap of them afterwards."""
+        """One question at a time, and one wait for it: an engine that is stuck must not hold up one thread after the
+        other until none is left for the health check, nor find a heap of questions afterwards."""
         if self._waiting is None:
             before = self._sight.look if self._sight is not None else None
             self._waiting = self._ask(partial(look, before=before))
+            self._asked_at = time.monotonic()  # not the clock of the data: this is waited for
         try:
-            found = self._waiting.result(ANSWER_SECONDS)
+            found = self._waiting.result(max(self._asked_at + ANSWER_SECONDS - time.monotonic(), 0.0))
         except NotYetError:
             raise NoAnswerError from None
         self._waiting = None

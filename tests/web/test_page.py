@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -410,6 +411,25 @@ def test_an_engine_that_does_not_answer_is_said_and_not_asked_again(
         site.bench.engine.turn([])
         wait_until(lambda: stream.until_health()["health"][0]["answers"], 10, "the engine to answer")
     assert site.get("/api/series")["total"] == 0
+
+
+def test_a_stuck_engine_holds_up_no_thread_after_the_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All who ask wait for the one question; then each hears at once that there is no answer."""
+    monkeypatch.setattr(boards, "ANSWER_SECONDS", 0.5)
+    site.answers = False
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(site.server.port)) for _ in range(20)]
+        began = time.monotonic()
+        for client in clients:
+            client.sendall(b"GET /api/series HTTP/1.1\r\n\r\n")
+        for client in clients:
+            assert client.recv(100).startswith(b"HTTP/1.1 503 ")
+    assert time.monotonic() - began < 5
+    site.look_again()
+    began = time.monotonic()
+    assert site.ask_for("/api/series").status == 503
+    assert time.monotonic() - began < 0.4
+    assert site.questions == 1
 
 
 def test_numbers_are_short_and_whatever_they_are_they_are_json() -> None:

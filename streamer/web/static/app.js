@@ -14,7 +14,7 @@ const chart = new Chart(by("chart"));
 const alarms = new Alarms(by("alarm-list"), by("alarms-title"), (key) => (key.endsWith("#*") ? search(key.slice(0, -1)) : choose(key)));
 const tiles = new Map();
 let states = [];
-let opened = null; // { series, heard, askedAt, isAsking }
+let opened = null; // { series, seen, askedAt, isAsking }
 
 // --- What the daemon says ---
 
@@ -146,7 +146,7 @@ function choose(series) {
 
 function open(series) {
   if (opened?.series === series) return;
-  opened = { series, heard: null, askedAt: -Infinity, isAsking: false };
+  opened = { series, seen: null, askedAt: -Infinity, isAsking: false };
   chart.clear();
   write(by("series-title"), series);
   write(by("figures"), "");
@@ -158,8 +158,9 @@ function open(series) {
 async function follow() {
   const one = opened;
   if (!one || one.isAsking) return;
-  const heard = table.find(one.series)?.heard ?? null;
-  if (heard === one.heard && performance.now() - one.askedAt < RENEW_MS) return;
+  const row = table.find(one.series);
+  const news = row ? `${row.heard} ${row.state}` : "";
+  if (news === one.seen && performance.now() - one.askedAt < RENEW_MS) return;
   one.isAsking = true;
   one.askedAt = performance.now();
   try {
@@ -169,9 +170,9 @@ async function follow() {
     if (opened !== one) return;
     if (answer) show(answer);
     else write(by("figures"), response.status === 404 ? "This series is not known." : "No answer; trying again.");
-    one.heard = answer || response.status === 404 ? heard : null;
+    one.seen = answer || response.status === 404 ? news : null;
   } catch {
-    one.heard = null; // the daemon is away: the events say so
+    one.seen = null; // the daemon is away: the events say so
   } finally {
     one.isAsking = false;
   }

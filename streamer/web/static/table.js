@@ -68,6 +68,7 @@ export class Table {
   begin(states) {
     this.states = states;
     this.all.clear();
+    this.order = []; // these rows will not change any more
     this.isDirty = true;
   }
 
