@@ -75,7 +75,7 @@ class Traces:
         return len(self._traces)
 
     def take(self, batch: Batch, scores: Scores) -> None:
-        """Readings that were judged. Costs a look where nobody looks on, 20 us a batch where somebody does."""
+        """Readings that were judged. Of 4,096: 50 us where one series is looked at, 260 us where MOST are."""
         if not self._traces:
             return
         ours = np.flatnonzero(np.isin(batch.slot, self._slots))

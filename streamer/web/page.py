@@ -87,11 +87,11 @@ class Page:
             for slot in np.flatnonzero(chosen).tolist():
                 name = sight.names[slot].lower()
                 chosen[slot] = all(word in name for word in words)
-        limit = wanted.get("limit", [str(USUAL_SERIES)])[0]
-        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= MOST_SERIES:
+        limit = _number(wanted.get("limit", [str(USUAL_SERIES)])[0])
+        if not 1 <= limit <= MOST_SERIES:
             return _wrong(f"limit is a number from 1 to {MOST_SERIES}")
         slots = np.flatnonzero(chosen)
-        slots = slots[np.argsort(-np.nan_to_num(score[slots], nan=-1.0), kind="stable")][: int(limit)]
+        slots = slots[np.argsort(-np.nan_to_num(score[slots], nan=-1.0), kind="stable")][:limit]
         columns = [short(column) for column in sight.look.latest[slots].T]
         rows = [
             {
@@ -204,6 +204,7 @@ def _alarm(alarm: Alarm) -> dict[str, object]:
 
 
 def _number(text: str) -> int:
+    """-1: it is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else -1
 
 

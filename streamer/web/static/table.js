@@ -4,6 +4,7 @@ import { element, number, score, span, write } from "./words.js";
 
 const ROW_PX = 28;
 const SPARE_ROWS = 8;
+const REST_SHARE = 20; // sorting takes at most a twentieth of the time: every second, but of 100,000 series less often
 const MOST_PX = 15_000_000; // browsers give up between 17 and 33 million
 
 const COLUMNS = [
@@ -29,6 +30,7 @@ export class Table {
     this.now = 0;
     this.isHeld = false; // a row does not slip away from under the pointer
     this.isDirty = false;
+    this.restsUntil = 0;
     this.pool = [];
 
     this.head = element("div", "head");
@@ -97,7 +99,12 @@ export class Table {
   /** A second has passed; `now` by the daemon's clock. */
   renew(now) {
     this.now = now;
-    if (this.isDirty && !(this.isHeld && this.order.length)) this.arrange();
+    const began = performance.now();
+    if (this.isDirty && !(this.isHeld && this.order.length) && began >= this.restsUntil) {
+      this.arrange();
+      const ended = performance.now();
+      this.restsUntil = ended + REST_SHARE * (ended - began);
+    }
     this.draw();
   }
 
