@@ -49,15 +49,14 @@ def test_a_fault_of_the_plant_appears_in_the_table_on_the_chart_and_among_the_al
         states = set(browser.evaluate("[...seen]"))
         assert f"{scene.SERIES} normal" in states
         assert f"{scene.SERIES} alarm" in states
-        assert any(state.endswith(" silent") for state in states), states
         keys = browser.evaluate("[...document.querySelectorAll('#alarm-list li .key')].map((key) => key.textContent)")
         assert scene.SERIES in keys
-        assert len(keys) > 2
         assert browser.evaluate(scene.reds("#chart canvas")) > 20
         assert only_asks(browser, origin)
         light, dark = found.values()
         assert light[:4] == dark[:4] == b"\x89PNG"
         assert light != dark
+        assert max(len(light), len(dark)) < 200_000
         ground = "getComputedStyle(document.body).backgroundColor"
         assert browser.evaluate(ground) == "rgb(16, 20, 24)"
 

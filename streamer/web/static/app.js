@@ -159,7 +159,11 @@ async function follow() {
   const one = opened;
   if (!one || one.isAsking) return;
   const row = table.find(one.series);
-  const news = row ? `${row.heard} ${row.state}` : "";
+  if (!row) {
+    if (table.all.size) write(by("figures"), "This series is not known.");
+    return;
+  }
+  const news = `${row.heard} ${row.state}`;
   if (news === one.seen && performance.now() - one.askedAt < RENEW_MS) return;
   one.isAsking = true;
   one.askedAt = performance.now();
@@ -169,8 +173,8 @@ async function follow() {
     const answer = response.ok ? await response.json() : null;
     if (opened !== one) return;
     if (answer) show(answer);
-    else write(by("figures"), response.status === 404 ? "This series is not known." : "No answer; trying again.");
-    one.seen = answer || response.status === 404 ? news : null;
+    else write(by("figures"), "No answer; trying again.");
+    one.seen = answer ? news : null;
   } catch {
     one.seen = null; // the daemon is away: the events say so
   } finally {
