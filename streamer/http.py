@@ -63,8 +63,8 @@ class Limits:
     """What clients may take, all of them together."""
 
     connections: int = 32
-    threads: int = 64
-    """one whose connection made room may still be busy with its answer"""
+    threads: int = 80
+    """of streams too; one whose connection made room may still be busy with its answer"""
     streams: int = 16
     waiting_bytes: int = 256 * 2**20
     """of answers that wait to be read; one with 100,000 series has about 60 MiB"""
