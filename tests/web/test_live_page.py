@@ -175,6 +175,34 @@ def test_ten_thousand_series_stay_smooth(browser: Chromium) -> None:
     assert max(tasks, default=0.0) < LONGEST_TASK_MS, figures
 
 
+def test_a_series_is_found_by_search_state_order_and_keys(browser: Chromium) -> None:
+    """Each does what its name says, and the address names what is open."""
+    site = Site(max_series=10)
+    for topic, values in (("hall/a", [3.0] * 30), ("hall/b", [1.0] * 5), ("yard/c", [2.0] * 5)):
+        site.report(topic, values, every=0.1)
+    shown = "[...document.querySelectorAll('.row:not([hidden])')].map((row) => row.series).join(' ')"
+    with running(site.server):
+        browser.go(address(site))
+        browser.wait_for(f"{shown} === 'hall/a hall/b yard/c'")
+        browser.evaluate("document.querySelector('.head .value button').click()")  # the largest first
+        browser.wait_for(f"{shown} === 'hall/a yard/c hall/b'")
+        browser.evaluate("document.querySelector('.head .value button').click()")
+        browser.wait_for(f"{shown} === 'hall/b yard/c hall/a'")
+        browser.evaluate("document.querySelector('.rows').focus()")
+        for chosen in ("hall/b", "yard/c", "hall/a", "hall/a"):
+            browser.press("ArrowDown")
+            browser.wait_for(f"document.querySelector('[aria-selected=true]').series === '{chosen}'")
+            browser.wait_for(f"decodeURIComponent(location.hash) === '#{chosen}'")
+        filters = "[...document.querySelectorAll('#filters button')]"
+        browser.evaluate(f"{filters}.find((each) => each.textContent === 'warming 2').click()")
+        browser.wait_for(f"{shown} === 'hall/b yard/c'")
+        browser.evaluate("document.querySelector('#search').focus()")
+        browser.call("Input.insertText", text="B HALL")
+        browser.wait_for(f"{shown} === 'hall/b'")
+        browser.call("Input.insertText", text=" nothing")
+        browser.wait_for("!document.querySelector('.rows .none').hidden")
+
+
 def test_it_comes_back_by_itself_when_the_daemon_does(browser: Chromium) -> None:
     """It says that nobody answers, and goes on with what the next run knows."""
     site = Site()
