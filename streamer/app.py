@@ -25,6 +25,7 @@ from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, 
 from streamer.errors import SettingsError, StateError
 from streamer.generations import Generations, Origin
 from streamer.http import Server
+from streamer.http import tls_context as server_tls_context
 from streamer.inbox import Inbox
 from streamer.journal import Journal
 from streamer.log import SparingLog, configure, event, set_level
@@ -57,6 +58,7 @@ from streamer.sinks.webhook import Webhook
 from streamer.statedir import StateDirectory
 from streamer.systemd import ServiceManager
 from streamer.topics import command_topic
+from streamer.web import Page, Vitals
 from streamer.wire import tls_context
 from streamer.wiring import (
     decoder_from,
@@ -183,11 +185,7 @@ class App:
         is_concerned = settings.home_assistant.enabled or has_published(kept)
         self.home_assistant = self._new_home_assistant(kept) if is_concerned else None
         self.webhook = self._new_webhook() if settings.webhook.url else None
-        self.http = (
-            Server(settings.http.host, settings.http.port, self.metrics.render, self.is_healthy, self.is_ready)
-            if settings.http.enabled
-            else None
-        )
+        self.http = self._new_server() if settings.http.enabled else None
         self._writing: threading.Thread | None = None
         self._write_failure: BaseException | None = None
         self._is_writing_last = False
@@ -302,6 +300,8 @@ class App:
         set_level(self._settings.log.level)
         self.metrics.show_series(self._settings.metrics.per_series, self._settings.metrics.top)
         self.metrics.set("alarm_budget_per_series_month", self._settings.alarms.budget_per_series_month)
+        if self.http is not None and "http.password" in now:
+            self.http.set_password(self._settings.http.password.get_secret_value())
         if "mqtt.password" in now:
             self.link.set_password(self._settings.mqtt.password.get_secret_value())
         if self.webhook is not None and any(name.startswith("webhook.") for name in now):
@@ -498,6 +498,54 @@ class App:
             retain=message.retain,
             content_type=JSON if message.payload else "",
             expiry_seconds=message.expiry_seconds,
+        )
+
+    def _new_server(self) -> Server:
+        http, engine = self._settings.http, self.engine
+        page = Page(
+            engine.ask,
+            engine.traces,
+            lambda: (engine.alarms, engine.closed_alarms),
+            self._vitals,
+            self._clock.monotonic,
+        )
+        return Server(
+            http.host,
+            http.port,
+            self.metrics.render,
+            self.is_healthy,
+            self.is_ready,
+            page=page.answer,
+            tls=server_tls_context(http.tls.cert_file, http.tls.key_file) if http.tls.enabled else None,
+            username=http.username,
+            password=http.password.get_secret_value(),
+        )
+
+    def _vitals(self) -> Vitals:
+        """What the page says of the daemon."""
+        metrics, engine = self.metrics, self.engine
+        (healthy, sentence), (ready, detail) = self.is_healthy(), self.is_ready()
+        return Vitals(
+            version=version(),
+            instance=self._settings.instance,
+            now=self._clock.now(),
+            started_at=metrics.total("start_time_seconds"),
+            healthy=healthy,
+            ready=ready,
+            detail=sentence if not healthy else detail,
+            connected=self.link.status().connected,
+            series=metrics.total("series"),
+            warming=metrics.total("series_warming"),
+            paused=metrics.total("series_paused"),
+            alarms_open=len(engine.alarms),
+            readings=metrics.total("readings_decoded_total"),
+            latency_seconds=metrics.observed("scored_latency_seconds"),
+            queued=self._inbox.queued(),
+            generation=engine.generation,
+            swapping=engine.is_swapping,
+            retraining=metrics.total("retrain_running") > 0,
+            retrained_at=metrics.total("retrain_timestamp_seconds"),
+            retrainings=metrics.values("retrain_total"),
         )
 
     def _wire_metrics(self) -> None:

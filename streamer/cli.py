@@ -22,6 +22,8 @@ from streamer import DISTRIBUTION, version
 from streamer.errors import InputError, ModelError, SettingsError, StateError, StreamerError
 
 if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
     from streamer.requests import Result
     from streamer.settings import Settings
 
@@ -473,7 +475,7 @@ def _check(arguments: Arguments) -> int:
     found: dict[str, object] = {
         "instance": settings.instance,
         "broker": f"{mqtt.host}:{mqtt.port}, as {settings.client_id}",
-        "http": f"http://{http.host}:{http.port}" if http.enabled else "off",
+        "http": f"http{'s' if http.tls.enabled else ''}://{http.host}:{http.port}" if http.enabled else "off",
     }
     problems: list[str] = []
     for name, inspect in (
@@ -528,8 +530,11 @@ def _check_device(settings: Settings) -> str:
 
 
 def _check_tls(settings: Settings) -> str:
+    from streamer import http
     from streamer.wire import tls_context
 
+    if settings.http.enabled and settings.http.tls.enabled:
+        http.tls_context(settings.http.tls.cert_file, settings.http.tls.key_file)
     tls = settings.mqtt.tls
     if not tls.enabled:
         return "off"
@@ -550,8 +555,8 @@ def _check_webhook(settings: Settings) -> str:
 def _health(arguments: Arguments) -> int:
     import http.client
 
-    host, port = _address(arguments)
-    connection = http.client.HTTPConnection(host, port, timeout=HEALTH_TIMEOUT_SECONDS)
+    connection = _connection(arguments)
+    host, port = connection.host, connection.port
     try:
         connection.request("GET", "/-/healthy")
         response = connection.getresponse()
@@ -612,25 +617,43 @@ def _doctor(arguments: Arguments) -> int:
     return NO_BROKER if not report.is_reached else int(report.has_warnings)
 
 
-def _address(arguments: Arguments) -> tuple[str, int]:
-    """Where the daemon serves HTTP; one that listens on every address is asked on loopback."""
+def _connection(arguments: Arguments) -> HTTPConnection:
+    """To where the daemon serves HTTP; one that listens on every address is asked on loopback."""
+    from http.client import HTTPConnection, HTTPSConnection
+
     if arguments.url:
         import urllib.parse
 
         url = urllib.parse.urlsplit(arguments.url)
         try:
-            host, port = url.hostname, url.port or 80
+            host, port = url.hostname, url.port
         except ValueError:
             host, port = None, 0
-        if url.scheme != "http" or host is None:
-            raise SettingsError(f"--url: found {arguments.url}; expected http://HOST:PORT")
-        return host, port
+        if url.scheme not in ("http", "https") or host is None:
+            raise SettingsError(f"--url: found {arguments.url}; expected http://HOST:PORT or https://HOST:PORT")
+        kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
+        return kind(host, port, timeout=HEALTH_TIMEOUT_SECONDS)
     settings = _settings(arguments)
     if not settings.http.enabled:
         raise SettingsError("http.enabled is false: there is nobody to ask; expected a daemon that serves HTTP")
     if settings.http.port == 0:
         raise SettingsError("http.port is 0: only the daemon's log knows the port; expected --url")
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http.host, settings.http.host), settings.http.port  # noqa: S104
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http.host, settings.http.host)  # noqa: S104
+    if not settings.http.tls.enabled:
+        return HTTPConnection(host, settings.http.port, timeout=HEALTH_TIMEOUT_SECONDS)
+    import ssl
+
+    # The very certificate that the settings name, under whatever name the daemon is asked here.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    file = settings.http.tls.cert_file
+    try:
+        context.load_verify_locations(file)
+    except OSError as error:
+        found = f"http.tls.cert_file: {file} cannot be used: {error}"
+        raise SettingsError(f"{found}; expected a certificate in PEM form") from error
+    return HTTPSConnection(host, settings.http.port, timeout=HEALTH_TIMEOUT_SECONDS, context=context)
 
 
 def _print(figures: Mapping[str, object], as_json: bool) -> None:

@@ -52,6 +52,7 @@ from streamer.shadow import Comparison
 from streamer.shard import Outcome, Ready, Shard
 from streamer.telling import HandOn, Publish, States, Telling, series_of
 from streamer.topics import command_topic
+from streamer.traces import Traces
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -69,6 +70,7 @@ IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes roo
 MOST_EVICTED = 1000  # in a sweep: some milliseconds
 MOST_WATCHED = 256  # series for which the weights before forecast on
 REBUILT_ROWS = 64  # series that get their state under other weights between two turns: 15 to 25 ms
+MOST_CLOSED = 100  # alarms that were closed of late are kept for who looks on
 MOST_SHOWN = 200  # characters of a key that somebody else has written, in the log
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
 MESSAGE_REJECTIONS = ("redelivered",)
@@ -228,6 +230,10 @@ class Engine:
         """of the weights that serve with those that are watched, as of the last sweep"""
         self.alarms: list[Alarm] = []
         """the open alarms as of the last change or sweep; replaced, never changed"""
+        self.closed_alarms: tuple[Alarm, ...] = ()
+        """those that this run has closed of late, the last one at the end; replaced, never changed"""
+        self.traces = Traces()
+        """for questions to `ask`: the engine's thread owns them"""
 
     # --- For other threads ---
 
@@ -538,6 +544,7 @@ class Engine:
                 self._has_left = self._safekeeping.has_journal
                 return None
             part = self._shard.process(batch[rows], ready.arrival[rows], is_heard=ready.is_heard)
+            self.traces.take(batch[rows], part.scores)
             self._tell(part.changes)
             if len(parts) == 1 and not ready.changes:
                 return part
@@ -726,6 +733,7 @@ class Engine:
         self._make_room(started, now)
         self._telling.noted(now)
         self._renew_table(now)
+        self.traces.drop_idle(started)
         self._remember_told()
         shadow = self._shard.detector.shadow
         self.comparison = shadow.comparison() if shadow is not None else None
@@ -762,6 +770,7 @@ class Engine:
         self._safekeeping.append(Evicted(slots.tolist(), now))
         self._commit([], started)
         changes = self._shard.evict(slots, now)
+        self.traces.forget(slots)
         self._tell(changes)
         self._telling.forgotten(slots.tolist(), keys)
         self._forgotten(keys)
@@ -835,6 +844,9 @@ class Engine:
             return
         self._append_each([change.abnormal for change in changes if change.abnormal is not None])
         self.alarms = self._shard.open_alarms()
+        closed = tuple(change.alarm for change in changes if change.what == "closed")
+        if closed:
+            self.closed_alarms = (*self.closed_alarms, *closed)[-MOST_CLOSED:]
         self._telling.changes(changes, self.alarms)
 
 

@@ -345,6 +345,16 @@ class Metrics:
         with self.lock:
             return sum(self._values[name].values())
 
+    def values(self, name: str) -> dict[str, float]:
+        """What a counter or gauge stands at, by label."""
+        with self.lock:
+            return dict(self._values[name])
+
+    def observed(self, name: str) -> tuple[float, int]:
+        """Sum and number of what a histogram has been told."""
+        with self.lock:
+            return self._histograms[name].total()
+
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics 1.0 where `accept` names it, else the text format 0.0.4."""
         wanted = {media.partition(";")[0].strip().lower() for media in accept.split(",")}
@@ -392,6 +402,10 @@ class Histogram:
         values = np.maximum(values, 0.0)
         self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
         self._sum += float(values.sum())
+
+    def total(self) -> tuple[float, int]:
+        """Sum and number of the readings."""
+        return self._sum, int(self._counts.sum())
 
     def copy(self) -> Histogram:
         other = Histogram(tuple(self._bounds))

@@ -33,7 +33,7 @@ from streamer.places import Kind, Known, Layer, Setting
 
 T = TypeVar("T")
 
-SECRETS = ("mqtt.password", "webhook.token", "webhook.secret")
+SECRETS = ("mqtt.password", "http.password", "webhook.token", "webhook.secret")
 """Each is the text of the file that NAME_file names."""
 MAX_PACKET_BYTES = 268_435_455  # MQTT 5.0, section 1.5.5: the largest variable byte integer
 
@@ -83,6 +83,13 @@ def _host(text: str) -> str:
     if not re.fullmatch(r"[^\s/:@]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%\w+)?", text):
         raise ValueError("a host name or an address, without scheme, user or port")
     return text
+
+
+def _user(text: str) -> str:
+    """RFC 7617, section 2."""
+    if not text or ":" in text:
+        raise ValueError("text without a colon")
+    return _line(text)
 
 
 def _filter(text: str) -> str:
@@ -161,6 +168,7 @@ Line = Annotated[str, AfterValidator(_line)]
 Host = Annotated[str, AfterValidator(_host)]
 Topic = Annotated[str, AfterValidator(_topic)]
 Url = Annotated[str, AfterValidator(_url)]
+User = Annotated[str, AfterValidator(_user)]
 Filter = Annotated[str, AfterValidator(_filter)]
 Glob = Annotated[str, AfterValidator(_glob)]
 Zone = Annotated[str, AfterValidator(_zone)]
@@ -526,12 +534,43 @@ class Metrics(_Table):
     top: int = _set(100, "How many series `top` shows.", lower=1, upper=100_000, unit="series", reload=True)
 
 
+class HttpTls(_Table):
+    """Encryption of the page and of all else that is served by HTTP."""
+
+    enabled: bool = _set(False, "Serve https only; a certificate that is renewed is read at the next start.")
+    cert_file: Line = _set("", "The server's certificate, PEM, with its chain.", path="file", form="a path, or empty")
+    key_file: Line = _set(
+        "", "The private key of `cert_file`, PEM, without a passphrase.", path="file", form="a path, or empty"
+    )
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> HttpTls:
+        if self.enabled != bool(self.cert_file) or self.enabled != bool(self.key_file):
+            raise ValueError("found only some of enabled, cert_file and key_file of http.tls; expected all or none")
+        return self
+
+
 class Http(_Table):
-    """The server of /metrics and of the health checks."""
+    """The server of the page, of /metrics and of the health checks."""
 
     enabled: bool = _set(True, "Serve HTTP.")
     host: Host = _set("127.0.0.1", "Address to listen on; 0.0.0.0 or :: for all of this machine.", form=HOST_FORM)
     port: int = _set(9479, "Port to listen on; 0 takes a free one, which the log names.", lower=0, upper=65_535)
+    username: User = _set("streamer", "Who may see it, where there is a password.", form="text without a colon")
+    password_file: Line = _set(
+        "",
+        "File that holds the password and nothing else; a last line break does not count. Empty: whoever reaches the "
+        "port may see it. /-/healthy and /-/ready never ask for it.",
+        path="file",
+        form="a path, or empty",
+        reload=True,
+    )
+    password: SecretStr = _set(
+        SecretStr(""),
+        "The password itself; only the secrets directory may say it, as a file `http.password`.",
+        reload=True,
+    )
+    tls: HttpTls = HttpTls()
 
 
 class State(_Table):

@@ -138,6 +138,16 @@ def cuda(request: pytest.FixtureRequest) -> str:
     return "cuda"
 
 
+@pytest.fixture(scope="session")
+def chromium_program(request: pytest.FixtureRequest) -> str:
+    """A browser; without one the test is skipped, loudly."""
+    found = find_program("chromium")
+    if found is None:
+        request.config.stash[ABSENT]["chromium"] += 1
+        pytest.skip("BROWSER ABSENT: 'chromium' is not installed (Debian: apt-get install chromium fonts-dejavu-core)")
+    return found
+
+
 @pytest.fixture
 def quality_data(request: pytest.FixtureRequest) -> Path:
     """The folder of labelled recordings, which are not ours to ship; without it the test is skipped, loudly."""

@@ -20,6 +20,7 @@ from streamer.engine import (
     LARGEST_VALUE,
     MAX_BATCH,
     MESSAGE_REJECTIONS,
+    MOST_CLOSED,
     READING_REJECTIONS,
     STALE_SECONDS,
     STUCK_SECONDS,
@@ -463,6 +464,37 @@ def test_a_flood_evicts_nobody_who_reports_and_the_others_no_faster_than_it_is_l
     assert [f"known/{n}" in bench.shard.registry for n in range(5)] == [True] * 5
     assert 6 <= numbers["series_evicted_total", ""] <= 6 + 6 + 1
     assert numbers["series", ""] <= 20
+
+
+def test_a_chart_of_a_series_that_is_forgotten_does_not_go_on_with_another_ones_readings() -> None:
+    """The slot is another's; who looks on is told that the series is no more."""
+    bench = Bench(max_series=1)
+    bench.report("old", [1.0])
+    traces = bench.engine.traces
+    assert traces.follow(bench.shard, "old", 1e12, -1, -1) is not None
+    bench.clock.advance(IDLE_SECONDS)
+    for value in (7.0, 8.0, 9.0):
+        bench.report("new", [value], every=1.0)
+    assert "new" in bench.shard.registry
+    assert len(traces) == 0
+    assert traces.follow(bench.shard, "old", 1e12, -1, -1) is None
+
+
+def test_alarms_that_were_closed_are_kept_for_who_looks_on_but_not_all() -> None:
+    """The last ones, the newest at the end; a list that somebody has is never changed."""
+    bench = Bench(max_series=MOST_CLOSED + 20)
+    topics = [f"oven/{k}" for k in range(MOST_CLOSED + 10)]
+    for _ in range(60):
+        bench.clock.advance(60)
+        bench.turn(*(bench.say(topic, 20.0) for topic in topics))
+    bench.clock.advance(3600)
+    bench.turn()
+    assert len(bench.engine.alarms) == len(topics)
+    before = bench.engine.closed_alarms
+    bench.turn(*(bench.say(topic, 20.0) for topic in topics))
+    assert before == ()
+    assert [alarm.key for alarm in bench.engine.closed_alarms] == topics[-MOST_CLOSED:]
+    assert not bench.engine.alarms
 
 
 def test_the_alarm_of_a_series_that_is_forgotten_closes_with_a_reason() -> None:

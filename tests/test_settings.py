@@ -236,6 +236,19 @@ def test_the_password_is_refused_where_others_read_it(tmp_path: Path, name: str)
     assert "s3cret" not in problem
 
 
+def test_the_password_of_the_page_is_kept_as_well(tmp_path: Path) -> None:
+    """From a file or the secrets directory, never from where others read it; a new one takes effect at once."""
+    (tmp_path / "http.password").write_text("s3cret\n")
+    from_file = load(None, [f"http.password_file={tmp_path}/http.password"], {})
+    from_secrets = load(None, [], {}, tmp_path)
+    assert from_file.http.password == from_secrets.http.password
+    assert from_secrets.http.password.get_secret_value() == "s3cret"
+    (problem,) = refused(overrides=["http.password=s3cret"])
+    assert "expected http.password_file" in problem
+    assert "s3cret" not in problem
+    assert changed(load(None, [], {}), from_secrets) == (["http.password"], [])
+
+
 def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
     """A password file beside a secret is refused: nobody could tell which one holds."""
     (tmp_path / "mqtt.password").write_text("a")
@@ -532,6 +545,12 @@ def test_any_file_is_settings_or_a_refusal(tmp_path_factory: pytest.TempPathFact
         (["mqtt.tls.enabled=true", "mqtt.tls.cert_file={file}"], "expected mqtt.tls.key_file with it"),
         (["mqtt.tls.enabled=true", "mqtt.tls.key_file={file}"], "expected mqtt.tls.cert_file with it"),
         (["mqtt.tls.ca_file={file}"], "expected mqtt.tls.enabled = true"),
+        (["http.tls.enabled=true"], "expected all or none"),
+        (["http.tls.enabled=true", "http.tls.cert_file={file}"], "expected all or none"),
+        (["http.tls.cert_file={file}", "http.tls.key_file={file}"], "expected all or none"),
+        (["http.tls.enabled=true", "http.tls.cert_file={file}", "http.tls.key_file={file}.absent"], "No such file"),
+        (["http.username=a:b"], "expected text without a colon"),
+        (["http.password_file={file}"], "empty; expected a file with the secret"),
         (["mqtt.tls.enabled=true", "mqtt.tls.ca_file={file}.absent"], "No such file or directory"),
         (["mqtt.username=ann", "mqtt.password_file={file}.absent"], "No such file or directory"),
         (["mqtt.username=ann", "mqtt.password_file={file}"], "empty; expected a file with the secret"),
@@ -602,7 +621,7 @@ RELOADABLE = {
 
 def test_what_takes_effect_at_once_and_what_waits_for_a_restart() -> None:
     """Exactly the settings that a running daemon can change are told apart from the rest."""
-    names = ("mqtt.password", "webhook.token", "webhook.secret")
+    names = ("mqtt.password", "http.password", "webhook.token", "webhook.secret")
     files = {each for name in names for each in (name, f"{name}_file")}  # another test changes what they hold
     assert {name for name, setting in SETTINGS.items() if setting.reload} == RELOADABLE.keys() | files
     old = load(None, [], {})
