@@ -19,8 +19,8 @@ from models.step import Float32, NumpyStepper, Slots, state_size
 from models.weights import ForecasterConfig, Weights, check_streams, expected_shapes, recurrent_layers
 
 ROWS = 64  # readings of a program, the same for every batch, so that no result depends on how a stream was cut
-WIDE, WIDE_ROWS = 64, 32  # hidden units; beyond them a program's registers hold fewer readings
-LEAST_HIDDEN, MOST_HIDDEN = 16, 128  # the least that tensor cores take, the most that registers hold
+LEAST_HIDDEN, MOST_HIDDEN = 16, 64  # the least that tensor cores take, the most that a program's registers hold
+MOST_INPUTS = 128
 FEWEST = 64  # readings of the smallest graph
 TRIED_STEPS, TRIED_ROWS, TRIED_SEED = 4, 70, 1  # more rows than a program has
 
@@ -28,8 +28,13 @@ TRIED_STEPS, TRIED_ROWS, TRIED_SEED = 4, 70, 1  # more rows than a program has
 def can_step(config: ForecasterConfig) -> bool:
     """Whether the kernel has this forecaster's equations, in sizes that tensor cores take."""
     hidden = config.hidden_size
-    fits = LEAST_HIDDEN <= hidden <= MOST_HIDDEN and hidden & (hidden - 1) == 0 and config.input_size <= MOST_HIDDEN
+    fits = LEAST_HIDDEN <= hidden <= MOST_HIDDEN and hidden & (hidden - 1) == 0 and config.input_size <= MOST_INPUTS
     return config.cell == "lstm" and not config.attention and not config.bidirectional and fits
+
+
+def padded(config: ForecasterConfig) -> int:
+    """Inputs with the zeros behind them that make a product of them one for tensor cores."""
+    return max(LEAST_HIDDEN, triton.next_power_of_2(config.input_size))  # type: ignore[no-any-return]  # no types
 
 
 class KernelStepper:
@@ -41,8 +46,7 @@ class KernelStepper:
         assert can_step(config), config
         self.config, self.device = config, torch.device(device)
         self.outputs = len(weights.tensors["head.bias"])
-        self._rows = ROWS if config.hidden_size <= WIDE else WIDE_ROWS
-        self._padded = max(16, triton.next_power_of_2(config.input_size))
+        self._padded = padded(config)
         self._state = torch.zeros((capacity, state_size(config)), dtype=torch.float16, device=self.device)
         products: list[Float32] = []
         biases: list[Float32] = []
@@ -73,10 +77,10 @@ class KernelStepper:
     def launch(self, slots: Tensor, inputs: Tensor, count: Tensor, output: Tensor) -> None:
         """The step of the first `count` of these readings, all in memory that the device sees; does not wait."""
         config = self.config
-        kernels.step[(triton.cdiv(len(slots), self._rows),)](
+        kernels.step[(triton.cdiv(len(slots), ROWS),)](
             self._state, slots, inputs, count, self._weights, self._biases, self._head, self._head_bias, output,
             config.num_layers, config.input_size, self._padded, config.hidden_size, config.residual, self.outputs,
-            self._rows,
+            ROWS,
         )  # fmt: skip
 
     def export(self, rows: slice | Slots) -> Float32:

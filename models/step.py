@@ -86,7 +86,7 @@ def kernel_trouble(config: ForecasterConfig, device: str = "cuda") -> str:
     except ImportError as error:
         return f"there is no Triton: {error}"
     if not cuda_step.can_step(config):
-        return "it has the LSTM only, without attention, of 16, 32, 64 or 128 units"
+        return "it has the LSTM only, without attention, of 16, 32 or 64 units"
     try:
         far = cuda_step.deviation(config, device)
     except Exception as error:  # noqa: BLE001  a compiler, a driver and a device: whatever ails them, torch's path serves
