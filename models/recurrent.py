@@ -196,7 +196,10 @@ def _initialise(layer: nn.Module, cell: str, hidden_size: int) -> None:
 
 def _run(layer: nn.Module, inputs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
     """One layer over the sequences, by the kernel where that is meant."""
-    if lengths is None and inputs.is_cuda and torch.is_autocast_enabled("cuda"):
+    is_mixed = (
+        inputs.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.float16
+    )
+    if lengths is None and is_mixed:
         is_slow = isinstance(layer, Gated) or len(inputs) >= LEAST_BATCH
         if is_slow and not kernel_trouble(cell_of(layer), state[0].shape[-1], inputs.device):
             from models import cuda_loop

@@ -158,6 +158,7 @@ def test_state_moves_between_the_back_ends_and_is_forgotten(interpreter: str) ->
     np.testing.assert_array_equal(kernel.step(slots, x), first)
 
 
+@pytest.mark.slow
 def test_the_detector_scores_with_it(interpreter: str) -> None:
     """The daemon's own detector, its state by the kernel: the verdicts of the CPU's, scores to a hundredth."""
     rng, series, steps = np.random.default_rng(5), 12, 60
