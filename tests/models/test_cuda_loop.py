@@ -103,6 +103,33 @@ def test_kernels_that_do_not_agree_are_found_out(interpreter: str) -> None:
     assert not off(float("nan")) < recurrent.KERNEL_DEVIATION
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["peephole", "coupled", "gru"])
+def test_training_in_mixed_precision_goes_as_in_float32(interpreter: str, cell: str) -> None:
+    """The next value of a wave, in float16 with the loss scaled, by the kernels: the losses of torch's float32."""
+    wave = torch.sin(2 * torch.pi * (torch.arange(8)[:, None] + torch.arange(25)[None]) / 8).unsqueeze(-1)
+    losses: list[list[float]] = []
+    for by, is_mixed in ((recurrent.by_torch, False), (cuda_loop.run, True)):
+        torch.manual_seed(0)
+        stack, head = Recurrent(ForecasterConfig(1, 16, cell=cell)), nn.Linear(16, 1)
+        (layer,), state = stack.layers, stack.zeros(wave)
+        optimizer = torch.optim.AdamW([*layer.parameters(), *head.parameters()], lr=2e-2)
+        scaler = torch.amp.GradScaler(interpreter, enabled=is_mixed)
+        losses.append([])
+        for _ in range(30):
+            with torch.autocast(interpreter, torch.float16, enabled=is_mixed):
+                outputs, _ = by(layer, wave[:, :-1], state)
+                guess = head(outputs)
+            loss = (guess.float() - wave[:, 1:]).square().mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses[-1].append(float(loss.detach()))
+    assert losses[0][-1] < 0.1 * losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05, abs=2e-3)
+
+
 def test_sizes_that_tensor_cores_do_not_take_are_refused() -> None:
     """With the reason; torch's own path then trains."""
     assert "16, 32, 64 and 128" in recurrent.kernel_trouble("lstm", 24, torch.device("cuda"))
