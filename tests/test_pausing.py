@@ -429,12 +429,12 @@ def test_no_result_is_told_before_the_disk_has_the_command() -> None:
 
 
 def test_the_order_in_which_alarms_are_kept_does_not_hang_on_how_the_stream_was_cut() -> None:
-    """Two open at once, one of a series with many readings before: a replay takes the groups as one."""
+    """Several open at once, one of a series with many readings before: a replay takes the groups as one."""
     clock = ManualClock(START)
     daemon, rng = start(CrashFiles(), Broker(), clock, None), random.Random(0)
     for who, level in ((["plant/0"] * 12, 20.0), (["plant/0", "plant/1"], 900.0)):
         clock.advance(20.0)
         daemon.receive([Message(key, b"%f" % rng.gauss(level, 1.0), 0, 0, False, clock.now()) for key in who])
         daemon.turn()
-    assert len(daemon.shard.abnormal()) == 2
+    assert {0, 1} <= {slot for slot, _ in daemon.shard.abnormal()}
     assert_is_what_the_journal_says(daemon)

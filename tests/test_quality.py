@@ -46,10 +46,10 @@ FLOORS = {
     "nab_vus_pr": 0.51,
     "nab_score_standard": 74.0,
     "nab_score_low_fp": 70.0,
-    "nab_caught_by_alarm": 0.41,
-    "nab_false_alarms": 1.0,  # of these, no more
+    "nab_caught_by_alarm": 0.55,
+    "nab_false_alarms": 4.0,  # of these, no more
     "skab_caught_at_1_per_10k": 0.93,
-    "skab_vus_pr": 0.86,
+    "skab_vus_pr": 0.91,
     "3w_caught_at_1_per_10k": 0.93,
     "3w_vus_pr": 0.95,
     "msl_vus_pr": 0.39,

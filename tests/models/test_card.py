@@ -97,5 +97,5 @@ def test_the_scorer_is_the_one_that_ships() -> None:
     ):
         assert words in CARD
     assert recipe == floats(asdict(Recipe()))
-    assert scorer.PER_SCORE == 6.0
-    assert "a sixth of which is added to the calibrated score" in CARD
+    assert (scorer.PER_SCORE, scorer.GRANTED) == (6.0, 1.0)
+    assert "a sixth of which, and of one nat more, is added to the calibrated score" in CARD

@@ -77,10 +77,10 @@ def test_a_series_upside_down_changes_the_sign_of_the_signed_inputs_only() -> No
 
 
 def test_evidence_moves_the_score_and_never_below_0() -> None:
-    """PER_SCORE nats are a score of 1; the order of sums stays, and so does what is above 1."""
+    """PER_SCORE nats are a score of 1, GRANTED are given; the order of sums stays, and so does what is above 1."""
     rng = np.random.default_rng(2)
     calibrated, evidence = rng.uniform(0, 3, 500), rng.normal(-4, 6, 500).astype(np.float32)
-    total = calibrated + evidence / scorer.PER_SCORE
+    total = calibrated + (evidence + scorer.GRANTED) / scorer.PER_SCORE
     found = scorer.score(calibrated, evidence)
     assert (found > 0).all()
     np.testing.assert_array_equal((found >= 1), (total >= 1))
