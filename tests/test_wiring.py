@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models import weights
 from models.features import INPUT_SIZE
+from models.step import cuda_is_available
 from models.weights import MOST_ATTENTION, ForecasterConfig, Weights, expected_shapes, save
 from streamer.errors import ModelError
 from streamer.registry import Registry
 from streamer.settings import Settings, load
 from streamer.sinks import discovery
-from streamer.wiring import decoder_from, device_of_from, is_included_from, load_weights, shard_from
+from streamer.wiring import decoder_from, device_of_from, is_included_from, load_weights, shard_from, step_told
 
 
 def settings(path: Path, *more: str) -> Settings:
@@ -80,3 +82,18 @@ def test_devices_are_called_what_the_rules_say() -> None:
     assert device_of("plant/a/oven/temp/core") == "a/oven"
     assert [is_included(name) for name in ("a/oven", "b/oven", "a/oven/x")] == [True, False, False]
     assert is_included_from(load(None, [], {"HOME": "/"}))("anything")
+
+
+def test_a_person_is_told_where_the_model_steps(tmp_path: Path) -> None:
+    """On the CPU without a word on why; where CUDA is asked for and not there, what to do."""
+    assert step_told(settings(weights.BASE)) == "cpu"
+    if cuda_is_available():
+        assert step_told(settings(weights.BASE, "model.device=cuda")) == "cuda, by the kernel"
+        other = saved(tmp_path / "gru.safetensors", ForecasterConfig(INPUT_SIZE, 16, cell="gru"))
+        assert "by torch; the kernel does not serve: it has the LSTM only" in step_told(
+            settings(other, "model.device=auto")
+        )
+        return
+    assert step_told(settings(weights.BASE, "model.device=auto")) == "cpu"
+    with pytest.raises(ModelError, match=r"model\.device: found no CUDA device.*or cpu, or auto"):
+        step_told(settings(weights.BASE, "model.device=cuda"))
