@@ -19,7 +19,7 @@ import yaml
 
 from streamer import settings
 from streamer.places import CONFIG_VARIABLE, SECRETS_VARIABLE, variable
-from tests.conftest import ABSENT
+from tests.conftest import skip_absent
 from tests.servers import program
 
 ROOT = Path(__file__).parent.parent
@@ -404,11 +404,10 @@ def test_the_manifests_belong_together() -> None:
 
 
 @pytest.mark.slow
-def test_the_service_monitor_is_one_of_the_operators(request: pytest.FixtureRequest) -> None:
+def test_the_service_monitor_is_one_of_the_operators() -> None:
     """By the schema of the operator's own definition; an interval that is none is found."""
     if shutil.which("node") is None or not (OPERATOR / "node_modules").is_dir():
-        request.config.stash[ABSENT]["@kubernetes-models/prometheus-operator"] += 1
-        pytest.skip("@kubernetes-models/prometheus-operator is not installed: npm ci --prefix tests/kubernetes")
+        skip_absent("@kubernetes-models/prometheus-operator", "npm ci --prefix tests/kubernetes")
     text = json.dumps(yaml.safe_load((DEPLOY / "kubernetes/servicemonitor.yaml").read_text()))
     for wanted, given in ((True, text), (False, text.replace('"15s"', '"15 seconds"'))):
         done = run("node", OPERATOR / "validate.js", text=given)
