@@ -24,6 +24,7 @@ from streamer.errors import InputError, ModelError, SettingsError, StateError, S
 if TYPE_CHECKING:
     from http.client import HTTPConnection
 
+    from streamer.report import Recorder
     from streamer.requests import Result
     from streamer.settings import Settings
 
@@ -112,7 +113,19 @@ def parser() -> argparse.ArgumentParser:
         "--offline-label", action="store_true",
         help="forecast each reading from those after it too, for labelling history; wants bidirectional model.weights",
     )  # fmt: skip
+    replay.add_argument(
+        "--report", type=Path, metavar="OUT.html",
+        help="write one page that shows it all, and needs nothing else; without --output no scores are printed then",
+    )  # fmt: skip
+    replay.add_argument(
+        "--labels", action="append", default=[], type=Path, metavar="FILE",
+        help="CSV of known faults, `start,end` or `start,end,series`: how many are caught, and what alarm is false; "
+        "of several files either one for all, or one each in their order",
+    )  # fmt: skip
     _add_settings(replay)
+    replay.add_argument(
+        "--json", action="store_true", help="print the counts as one JSON object; without --output no scores then"
+    )
 
     state = command("state", _state, "Show what a state directory holds, as a start would take it; nothing is written.")
     state.add_argument(
@@ -266,6 +279,7 @@ def _replay(arguments: Arguments) -> int:
 
     offline: bool = arguments.offline_label
     weights = load_weights(settings, offline=offline)
+    watch = _recorder(arguments, settings, weights.sha256) if arguments.report or arguments.labels else None
     return replay_command(
         arguments.files,
         arguments.output,
@@ -274,7 +288,30 @@ def _replay(arguments: Arguments) -> int:
         device_score=arguments.device_score,
         offline=weights if offline else None,
         lateness_seconds=settings.input.lateness_seconds,
+        watch=watch,
+        report=arguments.report,
+        as_json=arguments.json,
     )
+
+
+def _recorder(arguments: Arguments, settings: Settings, weights: str) -> Recorder:
+    from streamer import settings as reader
+    from streamer.labels import read_labels
+    from streamer.report import About, Recorder
+
+    files, labels = arguments.files, [read_labels(path) for path in arguments.labels]
+    if labels and len(labels) not in (1, len(files)):
+        raise InputError(
+            f"found {len(labels)} times --labels for {len(files)} files; expected it once, or once for each"
+        )
+    said = reader.sources(arguments.config, arguments.overrides, os.environ, arguments.secrets)
+    values = reader.values(settings)
+    # A page is sent around: of the settings only what scores and alarms depend on.
+    matter = [name for name in values if name in said and name.startswith(("alarms.", "input.lateness", "limits."))]
+    names = dict.fromkeys(["alarms.budget_per_series_month", *matter])
+    about = About(version(DISTRIBUTION), weights, time.time(), {name: values[name] for name in names})
+    each = labels * len(files) if len(labels) == 1 else labels
+    return Recorder(files, each or None, about)
 
 
 def _state(arguments: Arguments) -> int:

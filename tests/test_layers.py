@@ -21,8 +21,9 @@ LAYERS = (
     | {"payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "requests", "safekeeping"}
     | {"shadow", "shard", "snapshot", "statedir"}
     | {"looks", "traces"}  # what the page is shown
+    | {"labels", "rows"}  # what is in files of readings, and beside them
     | {"endings", "packets", "receiver", "wire"},  # what mqtt is made of
-    {"diskthread", "engine", "lessons", "orders", "replay", "report", "retraining", "telling"},
+    {"diskthread", "engine", "lessons", "orders", "progress", "replay", "report", "retraining", "telling"},
     {"probe", "wiring"},
     {"app", "doctor"},
     {"cli"},

@@ -17,7 +17,8 @@ from models import weights
 from models.features import INPUT_SIZE
 from streamer.errors import InputError
 from streamer.registry import Registry
-from streamer.replay import COLUMNS, read_rows, replay, replay_command
+from streamer.replay import COLUMNS, replay, replay_command
+from streamer.rows import read_rows
 from streamer.shard import Shard
 from tests.streams import random_weights
 
