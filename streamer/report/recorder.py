@@ -22,7 +22,8 @@ from streamer.rows import Row
 from streamer.shard import Outcome
 
 ALL_POINTS = 400_000  # 48 bytes each on the page: 20 MB
-STAGED = 16_384  # readings between two looks at the tracks
+STAGED, MOST_STAGED = 1 << 14, 1 << 20  # readings between two looks at the tracks: 75 bytes each
+STAGED_PER_SERIES = 32  # a look at a track costs 80 microseconds
 PER_ROWS = 10_000
 OUT_OF_ORDER = (Unscored.DUPLICATE, Unscored.LATE)
 
@@ -61,10 +62,7 @@ class Recorder:
         self._sources = [_Source(path.name, each, Located(each)) for path, each in zip(files, given, strict=True)]
         self._series: dict[str, _Followed] = {}
         self._by_slot: dict[int, _Followed] = {}
-        self._slot = np.empty(STAGED, np.int64)
-        self._unscored = np.empty(STAGED, np.uint8)
-        self._staged = np.empty((len(Column), STAGED))
-        self._count = 0
+        self._make_room(STAGED)
 
     # --- While it runs ---
 
@@ -89,6 +87,12 @@ class Recorder:
         for index in rows:
             self._sources[index].rows += 1
 
+    def _make_room(self, readings: int) -> None:
+        self._slot = np.empty(readings, np.int64)
+        self._unscored = np.empty(readings, np.uint8)
+        self._staged = np.empty((len(Column), readings))
+        self._count = 0
+
     def _of(self, key: str) -> _Followed:
         followed = self._series.get(key)
         if followed is None:
@@ -98,8 +102,10 @@ class Recorder:
 
     def _stage(self, batch: Batch, outcome: Outcome, piece: slice) -> None:
         slot, scores = batch.slot[piece], outcome.scores
-        if self._count + len(slot) > STAGED:
+        if self._count + len(slot) > len(self._slot):
             self._settle()
+            if len(self._slot) < min(STAGED_PER_SERIES * len(self._series), MOST_STAGED):
+                self._make_room(2 * len(self._slot))
         into = slice(self._count, self._count + len(slot))
         self._slot[into] = slot
         self._unscored[into] = scores.unscored[piece]
