@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--http-port", type=_port, default=0, help="port of the daemon's HTTP; 0 (default) takes a free one"
     )
+    demo.add_argument("--json", action="store_true", help="print the account as one JSON object, all else on stderr")
 
     check = command("check", _check, "Check settings, state, weights and certificates, without network.")
     _add_settings(check)
@@ -269,7 +270,7 @@ def _run(arguments: Arguments) -> int:
 def _demo(arguments: Arguments) -> int:
     from streamer.demo import run_demo
 
-    return run_demo(arguments.seconds, arguments.port, arguments.http_port)
+    return run_demo(arguments.seconds, arguments.port, arguments.http_port, as_json=arguments.json)
 
 
 def _replay(arguments: Arguments) -> int:
