@@ -300,7 +300,9 @@ def _recorder(arguments: Arguments, settings: Settings, weights: str) -> Recorde
     from streamer.labels import read_labels
     from streamer.report import About, Recorder
 
-    files, labels = arguments.files, [read_labels(path) for path in arguments.labels]
+    files, page, labels = arguments.files, arguments.report, [read_labels(path) for path in arguments.labels]
+    if page and page.exists() and any(page.samefile(path) for path in arguments.labels):
+        raise InputError(f"{page}: found the same file as labels and as report; expected another --report")
     if labels and len(labels) not in (1, len(files)):
         raise InputError(
             f"found {len(labels)} times --labels for {len(files)} files; expected it once, or once for each"

@@ -11,6 +11,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -353,6 +354,8 @@ def replay_command(
         outputs: list[TextIO] = []
         if output is not None or not (report or as_json):
             outputs += [stack.enter_context(_open(output, path, files)) for path in files]
+        if report is not None and any(Path(each.name).resolve() == report.resolve() for each in outputs):
+            raise InputError(f"{report}: found the same file as output and as report; expected another --report")
 
         def opened(source: int, time: str, name: str, alarm: Alarm) -> None:
             where = f"{files[source]}: " if len(files) > 1 else ""
@@ -366,7 +369,11 @@ def replay_command(
         finally:
             progress.end()
         if watch is not None and page is not None:
-            watch.write(page, counts)
+            try:
+                watch.write(page, counts)
+                page.flush()
+            except OSError as error:
+                raise InputError(f"{report}: cannot be written: {error.strerror}") from error
     seconds = time.monotonic() - began
     _tell(counts, watch.figures() if watch else [], seconds, as_json=as_json)
     return 0
@@ -387,21 +394,22 @@ def _tell(counts: dict[str, int], figures: list[dict[str, object]], seconds: flo
 
 
 @contextmanager
-def _replacing(target: Path, files: list[Path]) -> Iterator[TextIO]:
-    """A file that takes the target's place once all is written; before that, the target stays what it was."""
+def _replacing(path: Path, files: list[Path]) -> Iterator[TextIO]:
+    """A file that takes the place of `path` once all is written; before that, what was there stays."""
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise InputError(f"{path}: found something else than a file; expected --report OUT.html, a file to write")
     if target.exists() and any(target.samefile(each) for each in files):
-        raise InputError(f"{target}: found the same file as input and as report; expected another --report")
-    part = target.with_name(target.name + ".part")
+        raise InputError(f"{path}: found the same file as input and as report; expected another --report")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         file = part.open("w", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
     try:
         with file:
             yield file
         part.replace(target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)

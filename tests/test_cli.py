@@ -553,9 +553,26 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, capsys: pytest.CaptureFi
     status, _, err = run(capsys, "replay", str(recording), "--report", str(recording))
     assert (status, recording.read_bytes()) == (2, before)
     assert "same file as input and as report" in err
-    status, _, err = run(capsys, "replay", str(recording), "--report", str(recording / "page.html"))
-    assert status == 2
-    assert "page.html: cannot be written" in err
+    labels = tmp_path / "labels.csv"
+    labels.write_text("start,end\n0,1\n")
+    for target, complaint in (
+        (recording / "page.html", "page.html: cannot be written"),
+        (tmp_path, "found something else than a file"),
+        (Path(os.devnull), "found something else than a file"),
+        (labels, "same file as labels and as report"),
+        (tmp_path / "new.csv", "same file as output and as report"),
+    ):
+        options = ["--report", str(target), "--labels", str(labels), "--output", str(tmp_path / "new.csv")]
+        status, _, err = run(capsys, "replay", str(recording), *options)
+        assert status == 2
+        assert complaint in err
+    assert labels.read_text() == "start,end\n0,1\n"
+    page.unlink()
+    (tmp_path / "real.html").touch()
+    page.symlink_to(tmp_path / "real.html")
+    assert run(capsys, "replay", str(recording), "--report", str(page))[0] == 0
+    assert page.is_symlink()
+    assert "oven.csv" in (tmp_path / "real.html").read_text()
 
 
 def test_labels_are_one_for_all_files_or_one_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 
 /** One series that is over: each point stands for `span` readings. */
 class Recorded extends Chart {
+  /** `alarms` and `labels`: the spans to be shaded. */
   constructor(root, series, alarms, labels) {
     super(root);
     Object.assign(this, { series, labels, isVisible: false });
@@ -125,6 +126,18 @@ function show() {
   for (const file of data.files) document.getElementById("parts").append(part(file));
 }
 
+/** Spans by the number of their series, and those of all series under null: each is looked for once. */
+function spans(kinds) {
+  const found = new Map([[null, []]]);
+  for (const [names, opened_at, closed_at] of kinds) {
+    for (const name of names) {
+      if (!found.has(name)) found.set(name, []);
+      found.get(name).push({ opened_at, closed_at });
+    }
+  }
+  return found;
+}
+
 function part(file) {
   const box = element("section", "part");
   const times = file.span ? `, ${moment(file.span[0])} to ${moment(file.span[1])}` : "";
@@ -133,21 +146,20 @@ function part(file) {
     element("p", "facts", `${plural(file.rows, "row")}, ${plural(file.count, "series", "series")}${times}`),
   );
   const shown = file.charts.map((series) => ({ series, name: file.names[series.name] }));
-  const sections = new Map(shown.map((each) => [each.series.name, section(file, each)]));
+  const alarms = spans(file.alarms.map((alarm) => [alarm.names, alarm.opened, alarm.closed]));
+  const labels = spans(file.labels.map((label) => [[label.name], label.start, label.end]));
+  const sections = new Map(shown.map((each) => [each.series.name, section(each, alarms, labels)]));
   if (file.figures) box.append(...judgement(file));
   box.append(alarmList(file, sections));
   box.append(tools(file, sections), ...sections.values());
   return box;
 }
 
-function section(file, { series, name }) {
+function section({ series, name }, alarmsOf, labelsOf) {
   const box = element("section", "series block");
-  const alarms = file.alarms
-    .filter((alarm) => alarm.names.includes(series.name))
-    .map((alarm) => ({ opened_at: alarm.opened, closed_at: alarm.closed }));
-  const labels = file.labels
-    .filter((label) => label.name === null || label.name === series.name)
-    .map((label) => ({ opened_at: label.start, closed_at: label.end }));
+  const alarms = alarmsOf.get(series.name) ?? [];
+  const own = labelsOf.get(series.name);
+  const labels = own ? [...labelsOf.get(null), ...own] : labelsOf.get(null);
   const told = Object.entries(series.counts).filter(([, count]) => count).map(([kind, count]) => `${count} ${kind}`);
   const peak = series.peak === null ? "no score" : `highest score ${score(series.peak)} at ${moment(series.peak_at)}`;
   const each = series.span > 1 ? `; a point stands for ${series.span} readings: their lowest to their highest value, their highest score` : "";
@@ -245,7 +257,7 @@ function tools(file, sections) {
   const kinds = [["value", "value"], ["expected", "expected"], ["", "99 % band"], ["alarm", "alarm"]];
   if (file.figures) kinds.push(["label", "labelled"]);
   for (const [kind, word] of kinds) key.append(element("i", kind), word);
-  key.append("; a part chosen with the mouse is enlarged, a double click goes back");
+  key.append(element("span", "hint", "The mouse enlarges a part, a double click goes back."));
   box.append(title, search, key);
   return box;
 }
