@@ -29,6 +29,10 @@ class Progress:
         """What tells the share that is done, 0 to 1."""
         self._share = share
 
+    def expect(self, readings: int) -> None:
+        """So many there are in all."""
+        self.measure(lambda: self._done / max(readings, 1))
+
     def follow(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The same rows, counted."""
         for row in rows:

@@ -154,7 +154,10 @@ def replay(
         progress.measure(lambda: sum(size * at.share() for size, at in zip(sizes, reached, strict=True)) / sum(sizes))
     foresight = None
     if offline is not None:
-        sources = [list(rows) for rows in sources]
+        whole = [list(rows) for rows in sources]
+        sources = [*whole]
+        if progress is not None:
+            progress.expect(sum(len(row.values) for rows in whole for row in rows))
         read = [list(InOrder(*each, lateness_seconds).rows()) for each in zip(sources, writers, strict=True)]
         foresight = Foresight(offline, shard, read)
     if lateness_seconds:

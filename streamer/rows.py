@@ -37,7 +37,7 @@ class Reached:
 
     def __init__(self) -> None:
         self.share: Callable[[], float] = lambda: 0.0
-        """0 to 1, about"""
+        """0 to 1, about: what is read ahead counts"""
 
 
 def read_rows(path: Path, reached: Reached | None = None) -> Iterator[Row]:

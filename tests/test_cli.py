@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -592,3 +594,23 @@ def test_labels_are_one_for_all_files_or_one_each(tmp_path: Path, capsys: pytest
     status, _, err = run(capsys, "replay", *files, *["--labels", str(hit)] * 3)
     assert status == 2
     assert "found 3 times --labels for 2 files" in err
+
+
+def test_a_terminal_sees_how_far_a_replay_has_come(tmp_path: Path) -> None:
+    """A line that renews itself and is gone in the end; the counts stay."""
+    rows = "".join(f"{60 * k},{k % 13}\n" for k in range(3000))
+    (tmp_path / "x.csv").write_text("time,x\n" + rows)
+    ours, its = os.openpty()
+    command = [sys.executable, "-m", "streamer", "replay", str(tmp_path / "x.csv"), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its)
+    os.close(its)
+    told = b""
+    with suppress(OSError):  # Linux says EIO where nobody has the other end any more
+        while piece := os.read(ours, 4096):
+            told += piece
+    os.close(ours)
+    assert json.loads(process.communicate(timeout=30)[0])["readings"] == 3000
+    shown = re.findall(r"\r(\d+)%: (\d+) readings, \d+ a second, about \d+ s left\x1b\[K", told.decode())
+    assert shown
+    assert all(int(done) / 30 - 2 <= int(share) <= 100 for share, done in shown)  # what is read ahead counts as done
+    assert re.search(r"\r\x1b\[Kreadings 3000, scored \d+, warming \d+.*\r\n$", told.decode())

@@ -43,6 +43,16 @@ def test_a_terminal_has_one_line_that_renews_itself() -> None:
     assert out.getvalue().endswith("alarm\n")
 
 
+def test_the_share_of_a_known_number_of_readings() -> None:
+    """Where all has been read before anything is scored."""
+    out, now = Screen(), 0.0
+    progress = Progress(out, lambda: now)
+    progress.expect(8_000)
+    for k, _ in enumerate(progress.follow(rows(2_000))):
+        now = 4.0 * (k > 500)
+    assert out.getvalue().startswith("\r12%: 1000 readings, 250 a second, about 28 s left")
+
+
 def test_a_log_has_a_line_now_and_then() -> None:
     """None for what is short."""
     out = io.StringIO()
