@@ -307,12 +307,10 @@ def _recorder(arguments: Arguments, settings: Settings, weights: str) -> Recorde
         raise InputError(
             f"found {len(labels)} times --labels for {len(files)} files; expected it once, or once for each"
         )
-    said = reader.sources(arguments.config, arguments.overrides, os.environ, arguments.secrets)
     values = reader.values(settings)
-    # A page is sent around: of the settings only what scores and alarms depend on.
-    matter = [name for name in values if name in said and name.startswith(("alarms.", "input.lateness", "limits."))]
-    names = dict.fromkeys(["alarms.budget_per_series_month", *matter])
-    about = About(version(DISTRIBUTION), weights, time.time(), {name: values[name] for name in names})
+    # A page is sent around: of the settings only those that its scores and alarms depend on.
+    shown = {name: values[name] for name in ("alarms.budget_per_series_month", "input.lateness_seconds")}
+    about = About(version(DISTRIBUTION), weights, time.time(), shown | {"offline_label": arguments.offline_label})
     each = labels * len(files) if len(labels) == 1 else labels
     return Recorder(files, each or None, about)
 

@@ -153,7 +153,7 @@ def _most_anomalous(parts: Sequence[Part]) -> list[list[Series]]:
     """Of each file the series that have a chart: those that were in an alarm first, then by their highest score."""
     ranked: list[tuple[bool, float, int, int]] = []
     for at, part in enumerate(parts):
-        alarmed = {_name(key) for told in part.alarms for key in told.keys}
+        alarmed = {name_of(key) for told in part.alarms for key in told.keys}
         for number, each in enumerate(part.series):
             peak = each.track.peak
             ranked.append((each.name not in alarmed, math.inf if math.isnan(peak) else -peak, at, number))
@@ -164,7 +164,8 @@ def _most_anomalous(parts: Sequence[Part]) -> list[list[Series]]:
     return shown
 
 
-def _name(key: str) -> str:
+def name_of(key: str) -> str:
+    """Of the series, without the number of its file."""
     return key.partition("#")[2]
 
 
@@ -225,12 +226,12 @@ def _alarm(told: Told, names: _Names) -> dict[str, object]:
     return {
         "opened": alarm.opened_at,
         "closed": alarm.closed_at,
-        "name": names[_name(alarm.key)],
-        "names": [names[_name(key)] for key in sorted(told.keys)],
+        "name": names[name_of(alarm.key)],
+        "names": [names[name_of(key)] for key in sorted(told.keys)],
         "view": alarm.view,
         "direction": alarm.direction,
         "readings": alarm.readings,
-        "channels": [[names[_name(each.key)], _number(each.share)] for each in alarm.channels[:MOST_CHANNELS]],
+        "channels": [[names[name_of(each.key)], _number(each.share)] for each in alarm.channels[:MOST_CHANNELS]],
         "false": told.is_false,
         **{name: _number(getattr(alarm, name)) for name in ("value", "usual", "expected", "lower", "upper", "score")},
     }

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from streamer.labels import Label, Located, judge
 from streamer.readings import Alarm, Batch, Bool, Unscored
-from streamer.report.page import LEAST_POINTS, About, Labelled, Part, Series, Told, write_page
+from streamer.report.page import LEAST_POINTS, About, Labelled, Part, Series, Told, name_of, write_page
 from streamer.report.track import MOST_POINTS, Column, Track
 from streamer.rows import Row
 from streamer.shard import Outcome
@@ -151,10 +151,11 @@ class Recorder:
         told = list(source.alarms.values())
         windows = source.located.windows()
         opened = np.array([each.row for each in told], np.int64)
-        names = [{key.partition("#")[2] for key in each.keys} for each in told]
-        concerns = np.array(
-            [[label.series is None or label.series in each for each in names] for label in source.labels], np.bool_
-        ).reshape(len(source.labels), len(told))
+        names = [{name_of(key) for key in each.keys} for each in told]
+        concerns = np.ones((len(source.labels), len(told)), np.bool_)
+        for k, label in enumerate(source.labels):
+            if label.series is not None:
+                concerns[k] = [label.series in each for each in names]
         present = windows[:, 0] >= 0
         judged = judge(windows[present], opened, concerns[present])
         labelled: list[Labelled] = []
@@ -185,27 +186,22 @@ class Recorder:
     def write(self, page: TextIO, counts: dict[str, int]) -> None:
         """The page."""
         self._settle()
+        series: list[list[Series]] = [[] for _ in self._sources]
+        for each in self._series.values():
+            fates = {kind.name.lower(): int(each.counts[kind]) for kind in Unscored} | {"rejected": each.rejected}
+            series[each.source].append(Series(each.name, fates, each.track))
         parts = []
-        for index, source in enumerate(self._sources):
+        for source, own in zip(self._sources, series, strict=True):
             labelled, figures, is_false = self._judged(source)
-            if source.labels:
+            if self._has_labels:
                 for told, wrong in zip(source.alarms.values(), is_false.tolist(), strict=True):
                     told.is_false = wrong
-            series = [
-                Series(
-                    each.name,
-                    {kind.name.lower(): int(each.counts[kind]) for kind in Unscored} | {"rejected": each.rejected},
-                    each.track,
-                )
-                for each in self._series.values()
-                if each.source == index
-            ]
             parts.append(
                 Part(
                     source.name,
                     (source.first, source.last) if source.rows else None,
                     source.rows,
-                    series,
+                    own,
                     list(source.alarms.values()),
                     labelled,
                     figures if self._has_labels else None,
