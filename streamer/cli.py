@@ -24,6 +24,7 @@ from streamer.errors import InputError, ModelError, SettingsError, StateError, S
 if TYPE_CHECKING:
     from http.client import HTTPConnection
 
+    from streamer.report import Recorder
     from streamer.requests import Result
     from streamer.settings import Settings
 
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--http-port", type=_port, default=0, help="port of the daemon's HTTP; 0 (default) takes a free one"
     )
+    demo.add_argument("--json", action="store_true", help="print the account as one JSON object, all else on stderr")
 
     check = command("check", _check, "Check settings, state, weights and certificates, without network.")
     _add_settings(check)
@@ -113,7 +115,19 @@ def parser() -> argparse.ArgumentParser:
         "--offline-label", action="store_true",
         help="forecast each reading from those after it too, for labelling history; wants bidirectional model.weights",
     )  # fmt: skip
+    replay.add_argument(
+        "--report", type=Path, metavar="OUT.html",
+        help="write one page that shows it all, and needs nothing else; without --output no scores are printed then",
+    )  # fmt: skip
+    replay.add_argument(
+        "--labels", action="append", default=[], type=Path, metavar="FILE",
+        help="CSV of known faults, `start,end` or `start,end,series`: how many are caught, and what alarm is false; "
+        "of several files either one for all, or one each in their order",
+    )  # fmt: skip
     _add_settings(replay)
+    replay.add_argument(
+        "--json", action="store_true", help="print the counts as one JSON object; without --output no scores then"
+    )
 
     state = command("state", _state, "Show what a state directory holds, as a start would take it; nothing is written.")
     state.add_argument(
@@ -263,7 +277,7 @@ def _run(arguments: Arguments) -> int:
 def _demo(arguments: Arguments) -> int:
     from streamer.demo import run_demo
 
-    return run_demo(arguments.seconds, arguments.port, arguments.http_port)
+    return run_demo(arguments.seconds, arguments.port, arguments.http_port, as_json=arguments.json)
 
 
 def _replay(arguments: Arguments) -> int:
@@ -273,6 +287,7 @@ def _replay(arguments: Arguments) -> int:
 
     offline: bool = arguments.offline_label
     weights = load_weights(settings, offline=offline)
+    watch = _recorder(arguments, settings, weights.sha256) if arguments.report or arguments.labels else None
     return replay_command(
         arguments.files,
         arguments.output,
@@ -281,7 +296,30 @@ def _replay(arguments: Arguments) -> int:
         device_score=arguments.device_score,
         offline=weights if offline else None,
         lateness_seconds=settings.input.lateness_seconds,
+        watch=watch,
+        report=arguments.report,
+        as_json=arguments.json,
     )
+
+
+def _recorder(arguments: Arguments, settings: Settings, weights: str) -> Recorder:
+    from streamer import settings as reader
+    from streamer.labels import read_labels
+    from streamer.report import About, Recorder
+
+    files, page, labels = arguments.files, arguments.report, [read_labels(path) for path in arguments.labels]
+    if page and page.exists() and any(page.samefile(path) for path in arguments.labels):
+        raise InputError(f"{page}: found the same file as labels and as report; expected another --report")
+    if labels and len(labels) not in (1, len(files)):
+        raise InputError(
+            f"found {len(labels)} times --labels for {len(files)} files; expected it once, or once for each"
+        )
+    values = reader.values(settings)
+    # A page is sent around: of the settings only those that its scores and alarms depend on.
+    shown = {name: values[name] for name in ("alarms.budget_per_series_month", "input.lateness_seconds")}
+    about = About(version(DISTRIBUTION), weights, time.time(), shown | {"offline_label": arguments.offline_label})
+    each = labels * len(files) if len(labels) == 1 else labels
+    return Recorder(files, each or None, about)
 
 
 def _state(arguments: Arguments) -> int:

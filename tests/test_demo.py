@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -324,6 +325,16 @@ def test_a_short_demo_stops_by_itself_and_its_account_agrees_with_its_exit_statu
     assert output.count("begins:") == injected
     assert process.returncode == (0 if caught else 1)
     assert re.search(r"scored +[\d,]+ readings/s of 55 series", output)
+
+
+def test_with_json_the_account_is_all_that_is_on_standard_output() -> None:
+    """What is told on the way goes to standard error."""
+    with demo("--seconds", "3", "--json") as process:
+        output, told = process.communicate(timeout=60)
+    account = json.loads(output)
+    assert list(account) == ["injected", "caught", "missed", "false_alarms"]
+    assert list(account.values()) == account_of(told)
+    assert process.returncode == (0 if account["caught"] else 1)
 
 
 def test_interrupt_stops_the_demo_within_five_seconds_and_still_gives_the_account() -> None:
