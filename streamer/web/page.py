@@ -25,6 +25,7 @@ JSON = "application/json"
 PAUSE_SECONDS = 1.0
 MOST_SERIES = 10_000  # in one answer
 USUAL_SERIES = 1_000
+MOST_WORDS = 16  # of a search: thousands would keep the interpreter from the engine for seconds
 MOST_ALARMS = 100  # open ones in one answer: the newest
 RETRY_MS = 3_000
 UNBUFFERED = (("X-Accel-Buffering", "no"),)  # nginx before us would hold events back
@@ -83,7 +84,9 @@ class Page:
                 return _wrong(f"state is one of {', '.join(names)}")
             chosen &= np.isin(state, [names[each] for each in wanted["state"]])
         if "search" in wanted:
-            words = [word for text in wanted["search"] for word in text.lower().split()]
+            words = {word for text in wanted["search"] for word in text.lower().split()}
+            if len(words) > MOST_WORDS:
+                return _wrong(f"search is at most {MOST_WORDS} words")
             for slot in np.flatnonzero(chosen).tolist():
                 name = sight.names[slot].lower()
                 chosen[slot] = all(word in name for word in words)

@@ -232,6 +232,7 @@ def test_the_list_has_the_worst_first_and_can_be_searched(site: Site) -> None:
         ("limit", "0" * 8 + "1" * 5_000),
         ("limit", "٣"),
         ("state", "gone"),
+        ("search", " ".join(map(str, range(17)))),
     ],
 )
 def test_a_list_that_cannot_be_is_refused_with_what_can(site: Site, name: str, value: str) -> None:
