@@ -289,7 +289,9 @@ def test_an_address_that_makes_no_sense_is_refused(url: str) -> None:
     assert "expected http:// or https://" in problem
 
 
-@pytest.mark.parametrize("url", ["https://me:hunter2@example.org/x", "https://me:hun/ter2@e.org", "ftp://hunter2@e.org"])
+@pytest.mark.parametrize(
+    "url", ["https://me:hunter2@example.org/x", "https://me:hun/ter2@e.org", "ftp://hunter2@e.org"]
+)
 def test_a_password_in_an_address_is_refused_and_not_repeated(url: str) -> None:
     """The text goes into the journal of the machine."""
     (problem,) = refused(overrides=[f"webhook.url={url}"])
