@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from heapq import nlargest
 from http import HTTPStatus
+from itertools import islice
 from urllib.parse import parse_qs, unquote
 
 import msgspec
@@ -45,6 +47,8 @@ class Page:
         self._alarms = alarms
         self._monotonic = monotonic
         self._files = Files()
+        self._turn = threading.Lock()
+        """what takes the interpreter for a while is done by one thread at a time: it shares with the engine by heads"""
         self._lists: tuple[tuple[Sequence[Alarm], Sequence[Alarm]] | None, bytes] = None, b""
         self._run = secrets.token_hex(4)
         """a trace of an earlier run has other readings under the same numbers"""
@@ -75,6 +79,11 @@ class Page:
     def _list(self, wanted: Mapping[str, list[str]]) -> Answer:
         """Series, the highest score first, those without one last."""
         sight = self._board.sight()
+        with self._turn:
+            return self._listed(sight, wanted)
+
+    @staticmethod
+    def _listed(sight: Sight, wanted: Mapping[str, list[str]]) -> Answer:
         state, score = sight.look.state, sight.look.latest[:, 0]
         chosen = state != SeriesState.GONE
         if "state" in wanted:
@@ -178,11 +187,15 @@ class Page:
                 seen = sight.number
             news = []
 
-    @staticmethod
-    def _news(sight: Sight, seen: int, news: list[bytes]) -> Iterator[bytes]:
+    def _news(self, sight: Sight, seen: int, news: list[bytes]) -> Iterator[bytes]:
         yield from news
-        for columns in sight.news(seen):
-            yield _event("series", columns)
+        chunks = sight.news(seen)
+        while True:
+            with self._turn:
+                piece = b"".join(_event("series", columns) for columns in islice(chunks, 1))
+            if not piece:
+                break
+            yield piece
         yield _event("health", sight.health | {"answers": True})  # last: with it all is said
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import pytest
 
+from streamer.answers import Request
 from streamer.http import Limits, Server
 from streamer.metrics import FAMILIES
 from streamer.shard import Shard
@@ -369,6 +370,36 @@ def test_many_series_come_in_pieces(site: Site) -> None:
     many.bench.shard.registry.resolve([f"s{k}" for k in range(3 * CHUNK - 5)], 0.0)
     sizes = [len(each["slot"]) for each in many.page._board.sight().news(0)]  # type: ignore[arg-type]  # JSON
     assert sizes == [CHUNK, CHUNK, CHUNK - 5]
+
+
+def test_however_many_ask_the_engine_has_its_share_of_the_interpreter() -> None:
+    """Threads share it by heads: with thirty that make lists at once the engine would have a thirtieth."""
+    many = Site(max_series=5 * CHUNK)
+    many.bench.shard.registry.resolve([f"s{k}" for k in range(5 * CHUNK)], 0.0)
+    request = Request("GET", "/api/series", {}, "limit=10000&search=s")
+    assert many.page.answer(request)
+    is_over = threading.Event()
+
+    def asks() -> None:
+        while not is_over.is_set():
+            many.page.answer(request)
+
+    def turns(threads: int) -> int:
+        """Of another thread, in a second, beside so many that ask."""
+        is_over.clear()
+        asking = [threading.Thread(target=asks) for _ in range(threads)]
+        for thread in asking:
+            thread.start()
+        count, until = 0, time.monotonic() + 1.0
+        while time.monotonic() < until:
+            count += 1
+        is_over.set()
+        for thread in asking:
+            thread.join()
+        return count
+
+    one = turns(1)
+    assert turns(32) > one / 2
 
 
 def test_a_slot_that_goes_to_another_series_is_told_with_its_new_name(site: Site) -> None:
