@@ -28,6 +28,7 @@ PAUSE_SECONDS = 1.0
 MOST_SERIES = 10_000  # in one answer
 USUAL_SERIES = 1_000
 MOST_WORDS = 16  # of a search: thousands would keep the interpreter from the engine for seconds
+MOST_AT_ONCE = 16  # questions about series; more would take all threads of the server, and a health check have none
 MOST_ALARMS = 100  # open ones in one answer: the newest
 RETRY_MS = 3_000
 UNBUFFERED = (("X-Accel-Buffering", "no"),)  # nginx before us would hold events back
@@ -49,6 +50,7 @@ class Page:
         self._files = Files()
         self._turn = threading.Lock()
         """what takes the interpreter for a while is done by one thread at a time: it shares with the engine by heads"""
+        self._places = threading.BoundedSemaphore(MOST_AT_ONCE)
         self._lists: tuple[tuple[Sequence[Alarm], Sequence[Alarm]] | None, bytes] = None, b""
         self._run = secrets.token_hex(4)
         """a trace of an earlier run has other readings under the same numbers"""
@@ -61,20 +63,28 @@ class Page:
                     return _json(self._board.health())
                 case "/api/alarms":
                     return Answer(HTTPStatus.OK, self._alarm_lists(), JSON)
-                case "/api/series":
-                    query = parse_qs(request.query, errors="replace")
-                    if "series" in query:  # no path can be `..`, but a topic can
-                        return self._one(query["series"][0], query)
-                    return self._list(query)
                 case "/api/events":
                     return Stream(partial(next, self._events()), "text/event-stream", PAUSE_SECONDS, UNBUFFERED)
-            if request.path.startswith("/api/series/"):
-                return self._one(unquote(request.path.removeprefix("/api/series/")), parse_qs(request.query))
+            if request.path == "/api/series" or request.path.startswith("/api/series/"):
+                if not self._places.acquire(blocking=False):
+                    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"Too many ask for series at once.\n")
+                try:
+                    return self._series(request)
+                finally:
+                    self._places.release()
         except NoAnswerError:
             return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"The engine has not answered in time.\n")
         return self._files.get(request)
 
     # --- What there is to know ---
+
+    def _series(self, request: Request) -> Answer | None:
+        query = parse_qs(request.query, errors="replace")
+        if request.path != "/api/series":
+            return self._one(unquote(request.path.removeprefix("/api/series/")), query)
+        if "series" in query:  # no path can be `..`, but a topic can
+            return self._one(query["series"][0], query)
+        return self._list(query)
 
     def _list(self, wanted: Mapping[str, list[str]]) -> Answer:
         """Series, the highest score first, those without one last."""

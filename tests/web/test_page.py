@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import threading
@@ -400,6 +401,33 @@ def test_however_many_ask_the_engine_has_its_share_of_the_interpreter() -> None:
 
     one = turns(1)
     assert turns(32) > one / 2
+
+
+def test_however_many_ask_a_health_check_is_answered() -> None:
+    """Who waits for a list has a thread, and of threads there is an end."""
+    many, is_over = Site(max_series=20 * CHUNK), threading.Event()
+    many.bench.shard.registry.resolve([f"s{k}" for k in range(20 * CHUNK)], 0.0)
+    refused: list[Response] = []
+
+    def asks() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):  # closed to make room
+                answer = many.ask_for("/api/series", limit=10_000)
+                if answer.status == 503:
+                    refused.append(answer)
+
+    with running(many.server):
+        asking = [threading.Thread(target=asks) for _ in range(40)]
+        for thread in asking:
+            thread.start()
+        try:
+            wait_until(lambda: len(refused) > 10, 20, "more than there are places for")
+            assert [ask(many.server.port, "/-/healthy").status for _ in range(10)] == [200] * 10
+        finally:
+            is_over.set()
+            for thread in asking:
+                thread.join()
+    assert many.page.answer(Request("GET", "/api/series", {}))  # the places are free again
 
 
 def test_a_slot_that_goes_to_another_series_is_told_with_its_new_name(site: Site) -> None:
