@@ -284,13 +284,12 @@ class Webhook:
         until = self._clock.monotonic() + seconds
         while self._leave_by is None and (rest_seconds := until - self._clock.monotonic()) > 0:
             with self._bell:
-                if self._has_news:  # it must not wait for the next attempt
+                if self._is_changed:  # the file must not wait for the next attempt
                     rest_seconds = min(rest_seconds, self._kept_at + KEEP_SECONDS - self._clock.monotonic())
                 if self._leave_by is None and rest_seconds > 0:
                     self._bell.wait(rest_seconds)
                     continue
-            if self._has_news:
-                self._keep_all()
+            self._keep_all()
         self._has_given_up = self._leave_by is not None
 
     # --- The file ---

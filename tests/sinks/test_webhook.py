@@ -430,6 +430,18 @@ def test_what_comes_in_a_pause_is_in_the_file_before_its_end(hook: MakeHook) -> 
         assert len(receiver.posted) == 1
 
 
+def test_what_was_delivered_is_crossed_out_though_the_next_one_is_refused(hook: MakeHook) -> None:
+    """Else a kill in the pause would have it posted again."""
+    with receiving() as receiver:
+        receiver.will_answer(204, 204)
+        receiver.will_answer(503, Retry_After="500")
+        one = hook(receiver.port)
+        for number in range(4):
+            one.put(number)
+        one.sink.start()
+        wait_until(lambda: one.waiting() == [key(2), key(3)], SECONDS, "the file")
+
+
 def test_a_backlog_is_not_written_anew_for_each_event_of_it(hook: MakeHook) -> None:
     """After an outage that would be gigabytes on somebody's memory card."""
     before = hook(free_port())
