@@ -515,6 +515,7 @@ class App:
             self.metrics.render,
             self.is_healthy,
             self.is_ready,
+            names=http.names,
             page=page.answer,
             tls=server_tls_context(http.tls.cert_file, http.tls.key_file) if http.tls.enabled else None,
             username=http.username,

@@ -22,7 +22,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
@@ -114,13 +114,14 @@ class Server:
         is_healthy: Check,
         is_ready: Check,
         *,
+        names: Collection[str] = (),
         page: Page | None = None,
         tls: ssl.SSLContext | None = None,
         username: str = "",
         password: str = "",
         limits: Limits | None = None,
     ) -> None:
-        """Port 0 takes a free one. The callables are called by many threads at once.
+        """Port 0 takes a free one. The callables are called by many threads at once. `names` are those of the server.
 
         With a password whoever asks for more than the health checks has to say it and the user name.
         """
@@ -128,6 +129,8 @@ class Server:
         self._port = port
         self._render = render
         self._checks = {"/-/healthy": is_healthy, "/-/ready": is_ready}
+        self._names = {"localhost", host.lower(), *(name.lower() for name in names)}
+        self._is_known_by_names = bool(names)
         self._page = page
         self._tls = tls
         self._username = username
@@ -161,7 +164,7 @@ class Server:
         self._port = self._listener.getsockname()[1]
         self._stopping.clear()
         is_private = ipaddress.ip_address(self._listener.getsockname()[0]).is_loopback
-        self._own_names = {"localhost", self._host.lower()} if is_private else None
+        self._own_names = self._names if is_private or self._is_known_by_names else None
         self._accepting = threading.Thread(target=self._accept, args=(self._listener,), name="http", daemon=True)
         self._accepting.start()
 
@@ -346,10 +349,10 @@ class Server:
             raise RefusedError(HTTPStatus.FORBIDDEN, "This is for the server's own page.")
 
     def _require_own_name(self, host: str) -> None:
-        """On loopback only, a request must ask for an address, for localhost, or for the host of the settings.
+        """On loopback, or with names, a request must ask for an address, for localhost, or for a name of the settings.
 
         A web page can make a browser ask 127.0.0.1 under the page's own name (DNS rebinding), and then read the
-        answer. Whoever listens on a network has names that we cannot know.
+        answer. Whoever listens on a network has names that we cannot know unless we are told.
         """
         name = _HOST_PORT.sub("", host.lower()).strip("[]")
         if self._own_names is None or not name or name in self._own_names:
@@ -357,7 +360,7 @@ class Server:
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            reason = f"This server is not {name!r}: ask for its address, or set http.host to that name."
+            reason = f"This server is not {name!r}: ask for its address, or add that name to http.names."
             raise RefusedError(HTTPStatus.MISDIRECTED_REQUEST, reason) from None
 
 

@@ -125,12 +125,15 @@ def closest(name: str, names: Sequence[str]) -> str:
     return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
 
 
+_USER = re.compile("://.*@", re.DOTALL)
+
+
 def shown(value: object) -> str:
-    """A value as an operator wrote it, cut to one line."""
+    """A value as an operator wrote it, cut to one line; of an address without the user, who may have a password."""
     if isinstance(value, bool):
         text = str(value).lower()
     elif isinstance(value, str):
-        text = json.dumps(value[:80], ensure_ascii=False)
+        text = json.dumps(_USER.sub("://...@", value)[:80], ensure_ascii=False)
     elif isinstance(value, dict):
         text = "a table"
     elif isinstance(value, list):

@@ -556,6 +556,12 @@ class Http(_Table):
     enabled: bool = _set(True, "Serve HTTP.")
     host: Host = _set("127.0.0.1", "Address to listen on; 0.0.0.0 or :: for all of this machine.", form=HOST_FORM)
     port: int = _set(9479, "Port to listen on; 0 takes a free one, which the log names.", lower=0, upper=65_535)
+    names: tuple[Host, ...] = _set(
+        (),
+        "Names under which browsers and Prometheus ask for it. If there is one, or on loopback, a request under any "
+        "other name than these, localhost, `host` and addresses is refused.",
+        form="a list of host names",
+    )
     username: User = _set("streamer", "Who may see it, where there is a password.", form="text without a colon")
     password_file: Line = _set(
         "",

@@ -32,6 +32,15 @@ def own_prefix(instance: str) -> str:
     return f"{ROOT}/{instance}/"
 
 
+def all_outputs() -> tuple[str, ...]:
+    """Globs of what instances say of series, this one and others: read as sensors, two that hear each other never end.
+
+    One would judge the other's scores, the other the verdicts on them, under ever longer names.
+    """
+    kinds = ("status", "alarm/#", "series/#", "device/#", "command/#")
+    return tuple(f"{ROOT}/+/{kind}" for kind in kinds)
+
+
 def status_topic(instance: str) -> str:
     """Where the instance says that it is online; the broker says there that it is not."""
     return own_prefix(instance) + "status"

@@ -15,19 +15,19 @@ from streamer.registry import Registry
 from streamer.settings import Settings
 from streamer.shard import FindWeights, Shard
 from streamer.sinks import discovery
-from streamer.topics import own_prefix
+from streamer.topics import all_outputs, own_prefix
 
 DEVICE_CACHE_BYTES = 1 << 20
 LEAST_CACHE_BYTES, CACHE_BYTES = 16 << 20, 2700  # for the names of topics and fields; the latter a series
 
 
 def decoder_from(settings: Settings) -> Decoder:
-    """The decoder of payloads that `input` describes; it never reads this instance's own output."""
+    """The decoder of payloads that `input` describes; it never reads what this instance or another has published."""
     given, theirs = settings.input, settings.home_assistant
     births = (discovery.birth_topic(theirs.prefix),) if theirs.enabled else ()
     return Decoder(
         include=given.include,
-        exclude=(*given.exclude, discovery.all_configs(theirs.prefix), *births),
+        exclude=(*given.exclude, *all_outputs(), discovery.all_configs(theirs.prefix), *births),
         own_prefix=own_prefix(settings.instance),
         rules=tuple(Rule(**rule.model_dump()) for rule in given.rules),
         booleans=given.booleans,

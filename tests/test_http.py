@@ -49,8 +49,10 @@ class Daemon:
     def was_asked(self, times: int) -> bool:
         return len(self.accepts) == times
 
-    def server(self, host: str = HOST, port: int = 0, limits: Limits | None = None) -> Server:
-        return Server(host, port, self.render, lambda: self.healthy, lambda: self.ready, limits=limits)
+    def server(
+        self, host: str = HOST, port: int = 0, limits: Limits | None = None, names: tuple[str, ...] = ()
+    ) -> Server:
+        return Server(host, port, self.render, lambda: self.healthy, lambda: self.ready, limits=limits, names=names)
 
 
 @contextlib.contextmanager
@@ -221,6 +223,16 @@ def test_on_a_network_any_name_may_be_asked_for() -> None:
     """In a container network Prometheus asks for `streamer:9479`, a name that the daemon does not know."""
     with running(Daemon().server(host="0.0.0.0")) as server:  # noqa: S104 - for the test's own client
         assert ask(server.port, "/metrics", headers={"Host": f"streamer:{server.port}"}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("streamer:9479", 200), ("Streamer", 200), ("localhost", 200), ("10.0.0.5", 200), ("evil.example", 421)],
+)
+def test_on_a_network_a_server_that_knows_its_names_answers_to_no_other(host: str, status: int) -> None:
+    """In a container it listens on all addresses, and its port is published on the loopback of browsers."""
+    with running(Daemon().server(host="0.0.0.0", names=("STREAMER",))) as server:  # noqa: S104 - for the test's own client
+        assert ask(server.port, "/metrics", headers={"Host": host}).status == status
 
 
 def test_the_configured_host_is_a_name_of_its_own() -> None:

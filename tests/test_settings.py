@@ -289,6 +289,16 @@ def test_an_address_that_makes_no_sense_is_refused(url: str) -> None:
     assert "expected http:// or https://" in problem
 
 
+@pytest.mark.parametrize(
+    "url", ["https://me:hunter2@example.org/x", "https://me:hun/ter2@e.org", "ftp://hunter2@e.org"]
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(url: str) -> None:
+    """The text goes into the journal of the machine."""
+    (problem,) = refused(overrides=[f"webhook.url={url}"])
+    assert "hun" not in problem
+    assert "ter2" not in problem
+
+
 @pytest.mark.parametrize("name", ["token", "secret"])
 def test_the_webhooks_secrets_come_from_files_and_are_not_shown(tmp_path: Path, name: str) -> None:
     """Named by a setting, or in the secrets directory; not in both, and nowhere else."""

@@ -16,6 +16,7 @@ from streamer.errors import ModelError
 from streamer.registry import Registry
 from streamer.settings import Settings, load
 from streamer.sinks import discovery
+from streamer.topics import output_topic, result_topic, status_topic
 from streamer.wiring import decoder_from, device_of_from, is_included_from, load_weights, shard_from, step_told
 
 
@@ -69,6 +70,18 @@ def test_what_home_assistant_is_told_is_no_sensor(is_enabled: bool) -> None:
     assert decoder.is_wanted("homeassistant/device/kitchen/config")
     assert decoder.is_wanted("homeassistant/sensor/x/state")
     assert not decoder.is_wanted("lab/x")
+
+
+@pytest.mark.parametrize("instance", ["default", "another"])
+def test_what_an_instance_says_is_no_sensor_of_another(instance: str) -> None:
+    """Two that told Home Assistant of each other made a thousand series of one in twenty seconds, and more for ever."""
+    decoder = decoder_from(load(None, [f"instance={instance}"], {"HOME": "/"}))
+    key = "plant/oven#t"
+    for kind in ("alarm", "series", "device"):
+        assert not decoder.is_wanted(output_topic("default", kind, key))
+    assert not decoder.is_wanted(status_topic("default"))
+    assert not decoder.is_wanted(result_topic("default"))
+    assert decoder.is_wanted("streamer/temperature")
 
 
 def test_devices_are_called_what_the_rules_say() -> None:

@@ -37,7 +37,7 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_RETRY_AFTER_SECONDS = 600.0  # a server that says more is asked all the same
 MOST_BYTES = 4 << 20  # of events that wait; one has about 1 KB
-KEEP_SECONDS = 1.0  # what was delivered is crossed out in the file no more often
+KEEP_SECONDS = 1.0  # what was delivered is crossed out in the file no more often, nor what comes in a pause added
 AGAIN = (408, 429)
 SIGNED_PREFIX = "whsec_"
 
@@ -108,6 +108,8 @@ class Webhook:
         self._bytes = self._count = 0
         self._is_changed = False
         """the file does not say what waits"""
+        self._has_news = False
+        """the file lacks an event: a kill would lose it, while one that it has too many only comes twice"""
         self._kept_at = -float("inf")
         self._leave_by: float | None = None
         self._has_given_up = False
@@ -117,7 +119,7 @@ class Webhook:
         self.use(token, secret)
         for each in _events(kept):
             self._append(each)
-        self._is_changed = False
+        self._is_changed = self._has_news = False
 
     # --- For other threads ---
 
@@ -167,7 +169,7 @@ class Webhook:
         if new.what == "updated":
             self._updates[self._count] = None
         self._bytes += len(new.payload)
-        self._is_changed = True
+        self._is_changed = self._has_news = True
 
     def _take(self, number: int) -> Waiting:
         taken = self._queue.pop(number)
@@ -197,7 +199,8 @@ class Webhook:
     def _deliver(self) -> None:
         failures = 0
         while (waiting := self._next()) is not None:
-            self._keep_all()
+            if self._has_news:
+                self._keep_all()
             age_seconds = self._clock.now() - waiting.at
             pause, reason = None, f"it could not be delivered for {age_seconds / 3600:.1f} hours"
             result = "given_up" if age_seconds > self._retry_seconds else ""
@@ -279,10 +282,15 @@ class Webhook:
             next_attempt_seconds=round(seconds, 1), waiting=self.queued(),
         )  # fmt: skip
         until = self._clock.monotonic() + seconds
-        with self._bell:
-            while self._leave_by is None and (rest_seconds := until - self._clock.monotonic()) > 0:
-                self._bell.wait(rest_seconds)
-            self._has_given_up = self._leave_by is not None
+        while self._leave_by is None and (rest_seconds := until - self._clock.monotonic()) > 0:
+            with self._bell:
+                if self._is_changed:  # the file must not wait for the next attempt
+                    rest_seconds = min(rest_seconds, self._kept_at + KEEP_SECONDS - self._clock.monotonic())
+                if self._leave_by is None and rest_seconds > 0:
+                    self._bell.wait(rest_seconds)
+                    continue
+            self._keep_all()
+        self._has_given_up = self._leave_by is not None
 
     # --- The file ---
 
@@ -295,14 +303,14 @@ class Webhook:
         with self._bell:
             if not self._is_changed:
                 return
-            self._is_changed = False
+            self._is_changed = self._has_news = False
             current = [] if self._current is None else [self._current]
             events = [*current, *self._queue.values()]
+        self._kept_at = self._clock.monotonic()
         try:
             self._keep(msgspec.json.encode(events))
-            self._kept_at = self._clock.monotonic()
         except OSError as error:  # it delivers all the same
-            self._is_changed = True
+            self._is_changed = self._has_news = True
             self._sparing.event(logging.WARNING, "not written", per="webhook", file="webhook.json", reason=str(error))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from heapq import nlargest
 from http import HTTPStatus
+from itertools import islice
 from urllib.parse import parse_qs, unquote
 
 import msgspec
@@ -25,6 +27,8 @@ JSON = "application/json"
 PAUSE_SECONDS = 1.0
 MOST_SERIES = 10_000  # in one answer
 USUAL_SERIES = 1_000
+MOST_WORDS = 16  # of a search: thousands would keep the interpreter from the engine for seconds
+MOST_AT_ONCE = 16  # questions about series; more would take all threads of the server, and a health check have none
 MOST_ALARMS = 100  # open ones in one answer: the newest
 RETRY_MS = 3_000
 UNBUFFERED = (("X-Accel-Buffering", "no"),)  # nginx before us would hold events back
@@ -44,6 +48,9 @@ class Page:
         self._alarms = alarms
         self._monotonic = monotonic
         self._files = Files()
+        self._turn = threading.Lock()
+        """what takes the interpreter for a while is done by one thread at a time: it shares with the engine by heads"""
+        self._places = threading.BoundedSemaphore(MOST_AT_ONCE)
         self._lists: tuple[tuple[Sequence[Alarm], Sequence[Alarm]] | None, bytes] = None, b""
         self._run = secrets.token_hex(4)
         """a trace of an earlier run has other readings under the same numbers"""
@@ -56,24 +63,37 @@ class Page:
                     return _json(self._board.health())
                 case "/api/alarms":
                     return Answer(HTTPStatus.OK, self._alarm_lists(), JSON)
-                case "/api/series":
-                    query = parse_qs(request.query, errors="replace")
-                    if "series" in query:  # no path can be `..`, but a topic can
-                        return self._one(query["series"][0], query)
-                    return self._list(query)
                 case "/api/events":
                     return Stream(partial(next, self._events()), "text/event-stream", PAUSE_SECONDS, UNBUFFERED)
-            if request.path.startswith("/api/series/"):
-                return self._one(unquote(request.path.removeprefix("/api/series/")), parse_qs(request.query))
+            if request.path == "/api/series" or request.path.startswith("/api/series/"):
+                if not self._places.acquire(blocking=False):
+                    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"Too many ask for series at once.\n")
+                try:
+                    return self._series(request)
+                finally:
+                    self._places.release()
         except NoAnswerError:
             return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"The engine has not answered in time.\n")
         return self._files.get(request)
 
     # --- What there is to know ---
 
+    def _series(self, request: Request) -> Answer | None:
+        query = parse_qs(request.query, errors="replace")
+        if request.path != "/api/series":
+            return self._one(unquote(request.path.removeprefix("/api/series/")), query)
+        if "series" in query:  # no path can be `..`, but a topic can
+            return self._one(query["series"][0], query)
+        return self._list(query)
+
     def _list(self, wanted: Mapping[str, list[str]]) -> Answer:
         """Series, the highest score first, those without one last."""
         sight = self._board.sight()
+        with self._turn:
+            return self._listed(sight, wanted)
+
+    @staticmethod
+    def _listed(sight: Sight, wanted: Mapping[str, list[str]]) -> Answer:
         state, score = sight.look.state, sight.look.latest[:, 0]
         chosen = state != SeriesState.GONE
         if "state" in wanted:
@@ -83,7 +103,9 @@ class Page:
                 return _wrong(f"state is one of {', '.join(names)}")
             chosen &= np.isin(state, [names[each] for each in wanted["state"]])
         if "search" in wanted:
-            words = [word for text in wanted["search"] for word in text.lower().split()]
+            words = {word for text in wanted["search"] for word in text.lower().split()}
+            if len(words) > MOST_WORDS:
+                return _wrong(f"search is at most {MOST_WORDS} words")
             for slot in np.flatnonzero(chosen).tolist():
                 name = sight.names[slot].lower()
                 chosen[slot] = all(word in name for word in words)
@@ -175,11 +197,15 @@ class Page:
                 seen = sight.number
             news = []
 
-    @staticmethod
-    def _news(sight: Sight, seen: int, news: list[bytes]) -> Iterator[bytes]:
+    def _news(self, sight: Sight, seen: int, news: list[bytes]) -> Iterator[bytes]:
         yield from news
-        for columns in sight.news(seen):
-            yield _event("series", columns)
+        chunks = sight.news(seen)
+        while True:
+            with self._turn:
+                piece = b"".join(_event("series", columns) for columns in islice(chunks, 1))
+            if not piece:
+                break
+            yield piece
         yield _event("health", sight.health | {"answers": True})  # last: with it all is said
 
 

@@ -415,6 +415,50 @@ def test_the_file_has_an_event_before_the_first_attempt(hook: MakeHook) -> None:
         wait_until(lambda: one.waiting() == [], SECONDS, "the file")
 
 
+def test_what_comes_in_a_pause_is_in_the_file_before_its_end(hook: MakeHook) -> None:
+    """A server that is away is asked once in a minute, and a kill in between must not lose what has come since."""
+    with receiving() as receiver:
+        receiver.will_answer(503, Retry_After="500")
+        one = hook(receiver.port)
+        one.sink.start()
+        one.put(1)
+        wait_until(lambda: receiver.posted, SECONDS, "the attempt")
+        for number in range(2, 50):
+            one.put(number)
+        wait_until(lambda: len(one.waiting()) == 49, SECONDS, "the file")
+        assert len(one.kept) <= 10  # a storm is not written once for each of its events
+        assert len(receiver.posted) == 1
+
+
+def test_what_was_delivered_is_crossed_out_though_the_next_one_is_refused(hook: MakeHook) -> None:
+    """Else a kill in the pause would have it posted again."""
+    with receiving() as receiver:
+        receiver.will_answer(204, 204)
+        receiver.will_answer(503, Retry_After="500")
+        one = hook(receiver.port)
+        for number in range(4):
+            one.put(number)
+        one.sink.start()
+        wait_until(lambda: one.waiting() == [key(2), key(3)], SECONDS, "the file")
+
+
+def test_a_backlog_is_not_written_anew_for_each_event_of_it(hook: MakeHook) -> None:
+    """After an outage that would be gigabytes on somebody's memory card."""
+    before = hook(free_port())
+    for number in range(200):
+        before.put(number)
+    before.sink.start()
+    wait_until(lambda: before.kept, SECONDS, "the file")
+    before.end(0.0)
+    with receiving() as receiver:
+        clock = ManualClock(time.time())
+        after = hook(receiver.port, kept=before.kept[-1], clock=clock)
+        after.sink.start()
+        after.wait(delivered=200)
+        wait_until(lambda: after.kept and after.waiting() == [], SECONDS, "the file")
+    assert len(after.kept) == 2  # once in a second, of which the clock here has none, and at the end
+
+
 @pytest.mark.parametrize("kept", [b"", b"{", b'[{"key": 1}]', b"\xff", b"[" * 100_000])
 def test_a_file_that_is_not_ours_is_no_event(hook: MakeHook, kept: bytes) -> None:
     """The start goes on without it."""

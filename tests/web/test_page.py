@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import threading
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import pytest
 
+from streamer.answers import Request
 from streamer.http import Limits, Server
 from streamer.metrics import FAMILIES
 from streamer.shard import Shard
@@ -232,6 +234,7 @@ def test_the_list_has_the_worst_first_and_can_be_searched(site: Site) -> None:
         ("limit", "0" * 8 + "1" * 5_000),
         ("limit", "٣"),
         ("state", "gone"),
+        ("search", " ".join(map(str, range(17)))),
     ],
 )
 def test_a_list_that_cannot_be_is_refused_with_what_can(site: Site, name: str, value: str) -> None:
@@ -368,6 +371,63 @@ def test_many_series_come_in_pieces(site: Site) -> None:
     many.bench.shard.registry.resolve([f"s{k}" for k in range(3 * CHUNK - 5)], 0.0)
     sizes = [len(each["slot"]) for each in many.page._board.sight().news(0)]  # type: ignore[arg-type]  # JSON
     assert sizes == [CHUNK, CHUNK, CHUNK - 5]
+
+
+def test_however_many_ask_the_engine_has_its_share_of_the_interpreter() -> None:
+    """Threads share it by heads: with thirty that make lists at once the engine would have a thirtieth."""
+    many = Site(max_series=5 * CHUNK)
+    many.bench.shard.registry.resolve([f"s{k}" for k in range(5 * CHUNK)], 0.0)
+    request = Request("GET", "/api/series", {}, "limit=10000&search=s")
+    assert many.page.answer(request)
+    is_over = threading.Event()
+
+    def asks() -> None:
+        while not is_over.is_set():
+            many.page.answer(request)
+
+    def turns(threads: int) -> int:
+        """Of another thread, in a second, beside so many that ask."""
+        is_over.clear()
+        asking = [threading.Thread(target=asks) for _ in range(threads)]
+        for thread in asking:
+            thread.start()
+        count, until = 0, time.monotonic() + 1.0
+        while time.monotonic() < until:
+            count += 1
+        is_over.set()
+        for thread in asking:
+            thread.join()
+        return count
+
+    one = turns(1)
+    assert turns(32) > one / 2
+
+
+def test_however_many_ask_a_health_check_is_answered() -> None:
+    """Who waits for a list has a thread, and of threads there is an end."""
+    many, is_over = Site(max_series=20 * CHUNK), threading.Event()
+    many.bench.shard.registry.resolve([f"s{k}" for k in range(20 * CHUNK)], 0.0)
+    refused: list[Response] = []
+
+    def asks() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):  # closed to make room
+                answer = many.ask_for("/api/series", limit=10_000)
+                if answer.status == 503:
+                    refused.append(answer)
+
+    with running(many.server):
+        asking = [threading.Thread(target=asks) for _ in range(40)]
+        for thread in asking:
+            thread.start()
+        try:
+            wait_until(lambda: len(refused) > 10, 20, "more than there are places for")
+            assert [ask(many.server.port, "/-/healthy").status for _ in range(10)] == [200] * 10
+        finally:
+            is_over.set()
+            for thread in asking:
+                thread.join()
+    assert many.page.answer(Request("GET", "/api/series", {}))  # the places are free again
 
 
 def test_a_slot_that_goes_to_another_series_is_told_with_its_new_name(site: Site) -> None:
