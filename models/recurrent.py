@@ -1,13 +1,15 @@
 """The recurrent layers in torch: any cell, stacked, with dropout between layers only, residual on request, masked.
 
-`lstm` and `gru` are torch's own (cuDNN on a GPU); the other cells of `cells` are a loop over time. Parameters carry the
-names that torch.nn.LSTM gives them, whatever the cell: `weight_ih_l0`. A sequence that is shorter than its batch stands
-at the left; its padding changes neither a state nor a gradient, and its outputs are 0 there.
+`lstm` and `gru` are torch's own (cuDNN on a GPU); the other cells of `cells` are a loop over time. On a GPU, in mixed
+precision, `cuda_loop` has that loop as a kernel, for all cells. Parameters carry the names that torch.nn.LSTM gives
+them, whatever the cell: `weight_ih_l0`. A sequence that is shorter than its batch stands at the left; its padding
+changes neither a state nor a gradient, and its outputs are 0 there.
 """
 
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ from models.weights import ForecasterConfig
 State = tuple[Tensor, ...]
 """(h, c), (h,) or (h, c, gates), each `(num_layers, batch, ...)`; see `cells.state_sizes`"""
 
+LEAST_BATCH = 1024  # sequences from which cuDNN is left for the kernel, by eye: below it cuDNN has not been beaten
+KERNEL_DEVIATION = 0.03  # by eye: rounding to float16 makes a few thousandths of the largest, a wrong index the whole
 FORGET_BIAS = 1.5  # a forget gate of 0.82 to begin with: measured in pre-training
 
 
@@ -28,7 +32,7 @@ class Gated(nn.Module):
 
     def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.switches = cells.LSTMS[cell]
+        self.cell, self.switches = cell, cells.LSTMS[cell]
         for name, shape in cells.shapes(cell, input_size, hidden_size).items():
             parameter = nn.Parameter(torch.empty(shape))
             nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)  # as torch.nn.LSTM begins
@@ -191,7 +195,18 @@ def _initialise(layer: nn.Module, cell: str, hidden_size: int) -> None:
 
 
 def _run(layer: nn.Module, inputs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
-    """One layer over the sequences; torch's own layers know padding as packed sequences."""
+    """One layer over the sequences, by the kernel where that is meant."""
+    if lengths is None and inputs.is_cuda and torch.is_autocast_enabled("cuda"):
+        is_slow = isinstance(layer, Gated) or len(inputs) >= LEAST_BATCH
+        if is_slow and not kernel_trouble(cell_of(layer), state[0].shape[-1], inputs.device):
+            from models import cuda_loop
+
+            return cuda_loop.run(layer, inputs, state)
+    return by_torch(layer, inputs, state, lengths)
+
+
+def by_torch(layer: nn.Module, inputs: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+    """torch's own layers know padding as packed sequences."""
     if isinstance(layer, Gated):
         return layer(inputs, state, lengths)  # type: ignore[no-any-return]  # a module's call is untyped
     given = state[0] if isinstance(layer, nn.GRU) else state
@@ -202,6 +217,33 @@ def _run(layer: nn.Module, inputs: Tensor, state: State, lengths: Tensor | None)
         out, last = layer(packed, given)
         out, _ = rnn.pad_packed_sequence(out, batch_first=True, total_length=inputs.shape[1])
     return out, (last,) if isinstance(layer, nn.GRU) else last
+
+
+def cell_of(layer: nn.Module) -> str:
+    """The setting that makes such a layer."""
+    if isinstance(layer, Gated):
+        return layer.cell
+    return "gru" if isinstance(layer, nn.GRU) else "lstm"
+
+
+@cache
+def kernel_trouble(cell: str, hidden_size: int, device: torch.device) -> str:
+    """Why the kernels do not train such a layer here; empty: they do, and their gradients agree with torch's.
+
+    The first call compiles them and tries them out, in seconds.
+    """
+    try:
+        from models import cuda_loop
+    except ImportError as error:
+        return f"there is no Triton: {error}"
+    if not cuda_loop.can_run(hidden_size):
+        return "they have layers of 16, 32, 64 and 128 units only"
+    try:
+        with torch.random.fork_rng(devices=[]):  # the randomness of a training stays as it is
+            far = cuda_loop.deviation(_layer(cell, cuda_loop.TRIED_INPUTS, hidden_size), device)
+    except Exception as error:  # noqa: BLE001  a compiler, a driver and a device: whatever ails them, torch's path serves
+        return f"they cannot be compiled and run here: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return "" if far < KERNEL_DEVIATION else f"their gradients are {far:.3g} off torch's here"
 
 
 def _rename(state: dict[str, Tensor], prefix: str, pattern: str, wanted: str) -> None:

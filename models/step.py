@@ -1,7 +1,8 @@
 """One streaming step for a wave of slots: gather the state, the stacked cells, the read-out, the head, scatter.
 
-Two back ends with one door: `NumpyStepper` serves on the CPU from exported weights and needs no torch; `TorchStepper`
-keeps the state on a CUDA device. Both give, reading by reading, what `forecaster` gives for the sequence, to 1e-5: for
+Three back ends with one door: `NumpyStepper` serves on the CPU from exported weights and needs no torch; on a CUDA
+device, where the state then is, `cuda_step.KernelStepper` steps the LSTM in one kernel, in float16, and `TorchStepper`
+all the rest. The first and the last give, reading by reading, what `forecaster` gives for the sequence, to 1e-5: for
 every cell, stacked, residual, with attention. What looks at the future cannot stream, WeightsError says so; where the
 future is known, `history` prepares what the CPU's step then is told of it.
 """
@@ -9,6 +10,7 @@ future is known, `history` prepares what the CPU's step then is told of it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -24,6 +26,7 @@ Float32 = NDArray[np.float32]
 Slots = NDArray[np.intp]
 
 LEAST_COLUMNS = 8
+KERNEL_DEVIATION = 0.02  # by eye: rounding to float16 makes a few thousandths, a wrong index another number altogether
 CHUNK_ROWS = 512  # measured: smaller pays overhead, larger falls out of the second-level cache
 
 
@@ -60,6 +63,35 @@ def cuda_is_available() -> bool:
     except ImportError:
         return False
     return torch.cuda.is_available()
+
+
+def on_cuda(weights: Weights, capacity: int, device: str = "cuda") -> Stepper:
+    """The back end for a CUDA device: the kernel, or torch's path where there is `kernel_trouble`."""
+    check_streams(weights.config)
+    if kernel_trouble(weights.config, device):
+        return TorchStepper(weights, capacity, device)
+    from models.cuda_step import KernelStepper
+
+    return KernelStepper(weights, capacity, device)
+
+
+@cache
+def kernel_trouble(config: ForecasterConfig, device: str = "cuda") -> str:
+    """Why the kernel does not step such a forecaster here; empty: it does, and agrees with the CPU's step.
+
+    The first call compiles the kernel and tries it out, in seconds.
+    """
+    try:
+        from models import cuda_step
+    except ImportError as error:
+        return f"there is no Triton: {error}"
+    if not cuda_step.can_step(config):
+        return "it has the LSTM only, without attention, of 16, 32 or 64 units"
+    try:
+        far = cuda_step.deviation(config, device)
+    except Exception as error:  # noqa: BLE001  a compiler, a driver and a device: whatever ails them, torch's path serves
+        return f"it cannot be compiled and run here: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return "" if far < KERNEL_DEVIATION else f"it is {far:.3g} off the CPU's step here"
 
 
 Advance = Callable[[Float32, Float32], Float32]

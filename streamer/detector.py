@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models import calibration, features, mixture, scorer
 from models.features import Narrow, Wide
-from models.step import NumpyStepper, Stepper, TorchStepper
+from models.step import NumpyStepper, Stepper, on_cuda
 from models.weights import Weights
 from streamer.baseline import Forecasters
 from streamer.readings import Batch, Bool, Flag, Float32, Float64, Scores, Unscored, Wave
@@ -81,7 +81,7 @@ class Detector:
     def _new_stepper(self, weights: Weights, *, offline: bool = False) -> Stepper:
         if self._device == "cpu":
             return NumpyStepper(weights, self._capacity, offline=offline)
-        return TorchStepper(weights, self._capacity, self._device)
+        return on_cuda(weights, self._capacity, self._device)
 
     def score(self, batch: Batch, returning: Bool | None = None) -> tuple[Scores, Wave]:
         """Verdicts on a wave (no slot twice). Moves (h, c) on; statistics and calibration stay as they are.

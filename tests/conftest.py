@@ -24,6 +24,9 @@ from tests.servers import (
     start_prometheus,
 )
 
+if not Path("/dev/nvidiactl").exists():  # before torch imports Triton, which decides by it once and for all
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 P = ParamSpec("P")
 S = TypeVar("S", bound=Server)
 
@@ -107,7 +110,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
     without_cuda = config.stash[WITHOUT_CUDA]
     if without_cuda:
-        terminalreporter.section("ABSENT CUDA DEVICE: training on a GPU was not tested", sep="!", red=True, bold=True)
+        terminalreporter.section("ABSENT CUDA DEVICE: nothing was tested on a GPU", sep="!", red=True, bold=True)
         terminalreporter.line(f"torch sees no CUDA device: {len(without_cuda)} tests did not run", red=True)
 
 
@@ -135,6 +138,14 @@ def cuda(request: pytest.FixtureRequest) -> str:
         request.config.stash[WITHOUT_CUDA].append(request.node.nodeid)
         pytest.skip("CUDA DEVICE ABSENT: torch sees none")
     return "cuda"
+
+
+@pytest.fixture
+def interpreter() -> str:
+    """The device on which Triton's interpreter runs kernels; where it compiles them for a GPU the test is skipped."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton compiles for the GPU here: TRITON_INTERPRET=1 runs this test")
+    return "cpu"
 
 
 @pytest.fixture

@@ -355,3 +355,4 @@ def test_training_on_a_gpu_is_measured(cuda: str, capsys: pytest.CaptureFixture[
     assert main(["train", "--quick", "--device", cuda, "--json"]) == 0
     report = msgspec.json.decode(capsys.readouterr().out, type=Report)
     assert report.machine["precision"] == "float16, loss in float32"
+    assert report.not_run is msgspec.UNSET

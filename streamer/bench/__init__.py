@@ -8,9 +8,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.recipe import DEVICES
 from streamer.errors import ModelError
+
+if TYPE_CHECKING:
+    from streamer.bench import gpu
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,6 +72,23 @@ def _quality(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _step(arguments: argparse.Namespace) -> int:
+    from streamer.bench.gpu import measure_step
+
+    report = measure_step(_on_gpu(arguments), arguments.device, _say)
+    print(report.json() if arguments.json else report.table())
+    return 0
+
+
+def _on_gpu(arguments: argparse.Namespace) -> gpu.Options:
+    """What is measured on a GPU only; the sizes are those at which its limits were found."""
+    from streamer.bench import gpu
+
+    if arguments.quick:
+        return gpu.Options(20_000, 8192, sequences=256, steps=16, repeats=2, host_repeats=20, noise_steps=50)
+    return gpu.Options(1_000_000, 1 << 18, sequences=4096, steps=128, repeats=10, host_repeats=200, noise_steps=200)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from models.weights import WeightsError
     from streamer.bench.training import Options, measure
@@ -79,6 +100,7 @@ def _train(arguments: argparse.Namespace) -> int:
         repeats=1 if arguments.quick else 5,
         threads=arguments.threads,
         device=arguments.device,
+        loops=_on_gpu(arguments),
     )
     try:
         report = measure(options, say=_say)
@@ -123,6 +145,13 @@ def parser() -> argparse.ArgumentParser:
         "the labels.",
         allow_abbrev=False,
     ))  # fmt: skip
+    _add_step(kinds.add_parser(
+        "step",
+        help="the streaming step on a CUDA device: share of its memory's rate, time of a small batch, error",
+        description="Step the model on a CUDA device, in the kernel and by torch's own LSTM, and print how near to the "
+        "device's limits each is. Without a device the figures are `not run`.",
+        allow_abbrev=False,
+    ))  # fmt: skip
     _add_train(kinds.add_parser(
         "train",
         help="series-steps a second of a retraining's loop, and the share of a bare nn.LSTM's that this is",
@@ -131,6 +160,13 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     ))  # fmt: skip
     return top
+
+
+def _add_step(step: argparse.ArgumentParser) -> None:
+    step.add_argument("--device", choices=DEVICES, default="auto", help="where; auto (default) takes CUDA if there is")
+    step.add_argument("--quick", action="store_true", help="a small load: does it work at all")
+    step.add_argument("--json", action="store_true", help="print one JSON object")
+    step.set_defaults(measure=_step)
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -34,16 +34,24 @@ class Report(msgspec.Struct):
 
     machine: dict[str, str | float]
     figures: dict[str, Figure] = {}
+    not_run: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    """why a figure is missing that would be here elsewhere, by its name"""
 
     def add(self, name: str, value: float, wanted: float | None, better: Better) -> None:
         self.figures[name] = Figure(float(f"{value:.4g}"), wanted, better)
+
+    def leave_out(self, names: Iterable[str], reason: str) -> None:
+        """These figures were not measured."""
+        known = {} if self.not_run is msgspec.UNSET else self.not_run
+        self.not_run = known | dict.fromkeys(names, reason) or msgspec.UNSET
 
     def json(self) -> str:
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
 
     def table(self) -> str:
         """For people."""
-        width = max(map(len, [*self.figures, *self.machine]))
+        left_out = {} if self.not_run is msgspec.UNSET else self.not_run
+        width = max(map(len, [*self.figures, *self.machine, *left_out]))
         lines = [f"{name:<{width}}  {value}" for name, value in self.machine.items()]
         lines += ["", f"{'figure':<{width}}  {'value':>10}  {'wanted':>10}"]
         for name, figure in self.figures.items():
@@ -51,6 +59,7 @@ class Report(msgspec.Struct):
             wanted = "" if figure.wanted is None else f"{sign} {figure.wanted:g}"
             missed = "" if figure.is_kept() else "  missed"
             lines.append(f"{name:<{width}}  {figure.value:>10g}  {wanted:>10}{missed}")
+        lines += [f"{name:<{width}}  {'not run':>10}  {reason}" for name, reason in left_out.items()]
         return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 Both run forward, backward and update over the same chunks with the state carried and detached, in the same precision,
 one after the other, several times in turn: what is said is the median of each. The bare loop has torch's own LSTM
 (cuDNN on a GPU) with a linear layer and a squared error behind it: no distribution, no mask, no clipping by the norm.
+On a GPU the loop over time itself is measured besides, by `gpu`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from streamer.bench import gpu
 from streamer.bench.report import Busy, Report, machine
 
 
@@ -25,6 +27,8 @@ class Options:
     repeats: int
     threads: int
     device: str
+    loops: gpu.Options
+    """of what is measured on a GPU only"""
 
 
 def measure(options: Options, say: Callable[[str], None]) -> Report:
@@ -94,4 +98,5 @@ def measure(options: Options, say: Callable[[str], None]) -> Report:
         "bare_lstm_series_steps_per_second", count / statistics.median(each[1] for each in times), None, "higher"
     )
     report.add("share_of_bare_lstm", statistics.median(each[1] / each[0] for each in times), None, "higher")
+    gpu.add_loops(report, options.loops, options.device, say)
     return report
