@@ -62,8 +62,8 @@ def deviation(layer: nn.Module, device: torch.device, by: Run = run) -> float:
     given = [torch.randn(shape).to(device).requires_grad_() for shape in shapes]
     found: list[list[Tensor]] = []
     with torch.enable_grad():
-        for path, type_ in ((recurrent.by_torch, torch.float32), (by, torch.float16)):
-            with torch.autocast(device.type, type_, enabled=type_ == torch.float16):
+        for path, is_mixed in ((recurrent.by_torch, False), (by, True)):
+            with torch.autocast(device.type, torch.float16, enabled=is_mixed):
                 outputs, state = path(layer, given[0], tuple(given[1:]))
             told = [each.float() for each in (outputs, *state)]
             loss = torch.stack([(each * torch.linspace(-1, 1, each.shape[-1], device=device)).sum() for each in told])

@@ -20,7 +20,7 @@ from models.weights import ForecasterConfig, Weights, check_streams, expected_sh
 
 ROWS = 64  # readings of a program, the same for every batch, so that no result depends on how a stream was cut
 LEAST_HIDDEN, MOST_HIDDEN = 16, 64  # the least that tensor cores take, the most that a program's registers hold
-MOST_INPUTS = 128
+MOST_INPUTS, MOST_LAYERS = 128, 4  # by eye; each layer is compiled anew, in seconds
 FEWEST = 64  # readings of the smallest graph
 TRIED_STEPS, TRIED_ROWS, TRIED_SEED = 4, 70, 1  # more rows than a program has
 
@@ -28,7 +28,8 @@ TRIED_STEPS, TRIED_ROWS, TRIED_SEED = 4, 70, 1  # more rows than a program has
 def can_step(config: ForecasterConfig) -> bool:
     """Whether the kernel has this forecaster's equations, in sizes that tensor cores take."""
     hidden = config.hidden_size
-    fits = LEAST_HIDDEN <= hidden <= MOST_HIDDEN and hidden & (hidden - 1) == 0 and config.input_size <= MOST_INPUTS
+    fits = LEAST_HIDDEN <= hidden <= MOST_HIDDEN and hidden & (hidden - 1) == 0
+    fits = fits and config.input_size <= MOST_INPUTS and config.num_layers <= MOST_LAYERS
     return config.cell == "lstm" and not config.attention and not config.bidirectional and fits
 
 

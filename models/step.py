@@ -66,13 +66,21 @@ def cuda_is_available() -> bool:
 
 
 def on_cuda(weights: Weights, capacity: int, device: str = "cuda") -> Stepper:
-    """The back end for a CUDA device: the kernel, or torch's path where there is `kernel_trouble`."""
-    check_streams(weights.config)
-    if kernel_trouble(weights.config, device):
-        return TorchStepper(weights, capacity, device)
-    from models.cuda_step import KernelStepper
+    """The back end for a CUDA device: the kernel, or torch's path where there is `kernel_trouble`.
 
-    return KernelStepper(weights, capacity, device)
+    Raises MemoryError where the device has no room for the state.
+    """
+    import torch
+
+    check_streams(weights.config)
+    try:
+        if kernel_trouble(weights.config, device):
+            return TorchStepper(weights, capacity, device)
+        from models.cuda_step import KernelStepper
+
+        return KernelStepper(weights, capacity, device)
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error
 
 
 @cache
@@ -86,7 +94,7 @@ def kernel_trouble(config: ForecasterConfig, device: str = "cuda") -> str:
     except ImportError as error:
         return f"there is no Triton: {error}"
     if not cuda_step.can_step(config):
-        return "it has the LSTM only, without attention, of 16, 32 or 64 units"
+        return "it has the LSTM only, without attention, of 16, 32 or 64 units in at most 4 layers"
     try:
         far = cuda_step.deviation(config, device)
     except Exception as error:  # noqa: BLE001  a compiler, a driver and a device: whatever ails them, torch's path serves

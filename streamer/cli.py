@@ -507,9 +507,9 @@ def _check_weights(settings: Settings) -> str:
 
 
 def _check_device(settings: Settings) -> str:
-    from streamer.wiring import device_from
+    from streamer.wiring import step_told
 
-    return device_from(settings)
+    return step_told(settings)
 
 
 def _check_tls(settings: Settings) -> str:

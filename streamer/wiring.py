@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models import features
 from models import weights as weights_files
-from models.step import cuda_is_available, state_size
+from models.step import cuda_is_available, kernel_trouble, state_size
 from streamer.errors import ModelError
 from streamer.payloads import Decoder, Rule
 from streamer.registry import Registry
@@ -77,6 +77,15 @@ def device_from(settings: Settings) -> str:
     if wanted == "cuda":
         raise ModelError("model.device: found no CUDA device that torch can use; expected one, or cpu, or auto")
     return "cpu"
+
+
+def step_told(settings: Settings) -> str:
+    """Where the model steps and, on CUDA, by what; for people. The kernel is compiled and tried. Raises ModelError."""
+    device = device_from(settings)
+    if device == "cpu":
+        return device
+    trouble = kernel_trouble(load_weights(settings).config, device)
+    return f"{device}, by torch; the kernel does not serve: {trouble}" if trouble else f"{device}, by the kernel"
 
 
 def shard_from(

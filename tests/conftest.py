@@ -83,7 +83,8 @@ def require(config: pytest.Config, *names: str) -> None:
         if find_program(name) is None:
             config.stash[ABSENT][name] += 1
             debian = "mosquitto prometheus prometheus-alertmanager openssl strace faketime e2fsprogs util-linux"
-            debian += " systemd systemd-container mmdebstrap"
+            debian += " systemd systemd-container mmdebstrap podman buildah runc netavark aardvark-dns iptables"
+            debian += " kubernetes-client"
             reason = f"SERVER ABSENT: {name!r} is not installed (Debian: apt-get install {debian})"
             if os.environ.get("CI") == "true":
                 pytest.fail(f"{reason}; CI=true makes this a failure", pytrace=False)

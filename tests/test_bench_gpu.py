@@ -42,6 +42,7 @@ def test_a_report_of_everything_has_no_word_on_what_is_missing() -> None:
     assert msgspec.json.decode(report.json())["not_run"] == {"a": "one", "b": "two"}
 
 
+@pytest.mark.slow
 def test_the_step_is_measured(interpreter: str) -> None:
     """The same code in Triton's interpreter: every figure that needs no graph, and why the others are not there."""
     report = Report({})
@@ -56,6 +57,7 @@ def test_the_step_is_measured(interpreter: str) -> None:
     assert all("from the host's memory" in reason for reason in report.not_run.values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of torch's own switch
 def test_the_loop_is_measured(interpreter: str) -> None:
     """The same code in Triton's interpreter: every figure."""

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models import weights
 from models.features import INPUT_SIZE
+from models.step import cuda_is_available
 from models.weights import MOST_ATTENTION, ForecasterConfig, Weights, expected_shapes, save
 from streamer.errors import ModelError
 from streamer.registry import Registry
 from streamer.settings import Settings, load
-from streamer.wiring import load_weights, shard_from
+from streamer.wiring import load_weights, shard_from, step_told
 
 
 def settings(path: Path, *more: str) -> Settings:
@@ -53,3 +55,18 @@ def test_a_state_for_which_there_is_no_memory_is_refused(tmp_path: Path) -> None
     given = settings(saved(tmp_path / "wide.safetensors", config), "limits.max_series=10000000")
     with pytest.raises(ModelError, match=r"no memory for 10000000 series.*16781312 bytes.*limits\.max_series"):
         shard_from(given, load_weights(given), Registry(10, math.inf, math.inf))
+
+
+def test_a_person_is_told_where_the_model_steps(tmp_path: Path) -> None:
+    """On the CPU without a word on why; where CUDA is asked for and not there, what to do."""
+    assert step_told(settings(weights.BASE)) == "cpu"
+    if cuda_is_available():
+        assert step_told(settings(weights.BASE, "model.device=cuda")) == "cuda, by the kernel"
+        other = saved(tmp_path / "gru.safetensors", ForecasterConfig(INPUT_SIZE, 16, cell="gru"))
+        assert "by torch; the kernel does not serve: it has the LSTM only" in step_told(
+            settings(other, "model.device=auto")
+        )
+        return
+    assert step_told(settings(weights.BASE, "model.device=auto")) == "cpu"
+    with pytest.raises(ModelError, match=r"model\.device: found no CUDA device.*or cpu, or auto"):
+        step_told(settings(weights.BASE, "model.device=cuda"))

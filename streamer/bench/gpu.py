@@ -190,7 +190,9 @@ class Steps(_Measurement):
 
         config, device = made.config, self.device
         series, batch = self.options.series, self.options.batch
-        self._or_raise(step.kernel_trouble(config, device))
+        trouble = step.kernel_trouble(config, device)
+        if trouble:
+            raise RuntimeError(trouble)
         kernel = KernelStepper(made, series, device)
         slots = torch.randperm(series, device=device)[:batch]
         rows, count = slots.int(), torch.tensor([batch], dtype=torch.int32, device=device)
@@ -258,11 +260,6 @@ class Steps(_Measurement):
             theirs = torch.addmm(bias, torch.cat((state[0], x), dim=1), head.T).float().cpu().numpy()
             off += [np.square(each - wanted).mean() for each in (ours, theirs)]
         self.add("error_over_torch_in_float16", float(np.sqrt(off[0] / off[1])))
-
-    @staticmethod
-    def _or_raise(trouble: str) -> None:
-        if trouble:
-            raise RuntimeError(trouble)
 
 
 class Loops(_Measurement):

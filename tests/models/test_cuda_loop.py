@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import cells, cuda_loop, recurrent
+from models import cells, cuda_loop, recurrent, tbptt
+from models.forecaster import Forecaster
 from models.recurrent import Recurrent, State
+from models.tbptt import Sequences
 from models.weights import ForecasterConfig
 
 INPUTS = cuda_loop.TRIED_INPUTS
@@ -101,6 +103,33 @@ def test_kernels_that_do_not_agree_are_found_out(interpreter: str) -> None:
     assert not off(float("nan")) < recurrent.KERNEL_DEVIATION
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["peephole", "coupled", "gru"])
+def test_training_in_mixed_precision_goes_as_in_float32(interpreter: str, cell: str) -> None:
+    """The next value of a wave, in float16 with the loss scaled, by the kernels: the losses of torch's float32."""
+    wave = torch.sin(2 * torch.pi * (torch.arange(8)[:, None] + torch.arange(25)[None]) / 8).unsqueeze(-1)
+    losses: list[list[float]] = []
+    for by, is_mixed in ((recurrent.by_torch, False), (cuda_loop.run, True)):
+        torch.manual_seed(0)
+        stack, head = Recurrent(ForecasterConfig(1, 16, cell=cell)), nn.Linear(16, 1)
+        (layer,), state = stack.layers, stack.zeros(wave)
+        optimizer = torch.optim.AdamW([*layer.parameters(), *head.parameters()], lr=2e-2)
+        scaler = torch.amp.GradScaler(interpreter, enabled=is_mixed)
+        losses.append([])
+        for _ in range(30):
+            with torch.autocast(interpreter, torch.float16, enabled=is_mixed):
+                outputs, _ = by(layer, wave[:, :-1], state)
+                guess = head(outputs)
+            loss = (guess.float() - wave[:, 1:]).square().mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses[-1].append(float(loss.detach()))
+    assert losses[0][-1] < 0.1 * losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05, abs=2e-3)
+
+
 def test_sizes_that_tensor_cores_do_not_take_are_refused() -> None:
     """With the reason; torch's own path then trains."""
     assert "16, 32, 64 and 128" in recurrent.kernel_trouble("lstm", 24, torch.device("cuda"))
@@ -140,3 +169,20 @@ def test_training_on_a_device_runs_the_kernels(cuda: str, cell: str) -> None:
         found.append([loss, *torch.autograd.grad(loss * 1024, list(layers.parameters()))])
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(two, one, rtol=0.05, atol=0.02 * float(one.detach().abs().max()))
+
+
+@pytest.mark.parametrize("cell", ["peephole", "coupled", "fgr"])
+def test_a_device_learns_by_the_kernels(cuda: str, cell: str) -> None:
+    """In mixed precision, with its loss scaled, a wave that the last value alone does not tell: two nats better."""
+    torch.manual_seed(0)
+    model = Forecaster(ForecasterConfig(1, 16, cell=cell)).to(cuda)
+    wave = torch.sin(2 * torch.pi * (torch.arange(8)[:, None] + torch.arange(65)[None]) / 8)
+    y, previous = wave[:, 1:], wave[:, :-1]
+    mask = torch.arange(64).expand(8, 64) >= 4
+    sequences = Sequences(previous.unsqueeze(-1), previous, torch.full_like(y, 0.5), y, mask).to(cuda)
+    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.amp.GradScaler(cuda)
+    losses = [
+        tbptt.train_pass(model, sequences, length=16, optimizer=optimizer, mixed=torch.float16, scaler=scaler)
+        for _ in range(60)
+    ]
+    assert losses[-1] < losses[0] - 2

@@ -158,6 +158,7 @@ def test_state_moves_between_the_back_ends_and_is_forgotten(interpreter: str) ->
     np.testing.assert_array_equal(kernel.step(slots, x), first)
 
 
+@pytest.mark.slow
 def test_the_detector_scores_with_it(interpreter: str) -> None:
     """The daemon's own detector, its state by the kernel: the verdicts of the CPU's, scores to a hundredth."""
     rng, series, steps = np.random.default_rng(5), 12, 60
@@ -189,6 +190,7 @@ def test_the_kernel_is_taken_where_it_agrees(interpreter: str) -> None:
         ForecasterConfig(5, 24),
         ForecasterConfig(5, 128),
         ForecasterConfig(200, 16),
+        ForecasterConfig(5, 16, 5),
     ):
         assert step.kernel_trouble(config, interpreter).startswith("it has the LSTM only")
         assert isinstance(step.on_cuda(random_weights(config), 3, interpreter), step.TorchStepper)
@@ -238,3 +240,10 @@ def test_a_detector_on_a_device_scores_as_on_the_cpu(cuda: str) -> None:
             detector.learn(verdict, wave, np.ones(series, np.bool_))
             scores.append(verdict.score)
         np.testing.assert_allclose(scores[1], scores[0], atol=0.05)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_device_without_room_for_the_state_is_said_so(cuda: str, cell: str) -> None:
+    """As on the CPU: MemoryError, which a person is told of with the sizes."""
+    with pytest.raises(MemoryError):
+        step.on_cuda(random_weights(ForecasterConfig(5, 16, cell=cell)), 1 << 40, cuda)
