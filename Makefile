@@ -15,8 +15,8 @@ help:  ## list what `make` can do
 demo: $(VENV)/.demo  ## broker, simulated plant and daemon on this machine; SECONDS=60 stops by itself
 	$(VENV)/bin/streamer demo $(if $(SECONDS),--seconds $(SECONDS))
 
-test: $(VENV)/.test  ## the quick suite
-	$(VENV)/bin/python -m pytest
+test: $(VENV)/.test  ## the quick suite, two files at a time
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.test  ## what CI runs besides: kills, memory, what needs a while
 	$(VENV)/bin/python -m pytest -m slow

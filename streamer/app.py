@@ -26,12 +26,13 @@ from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, 
 from streamer.errors import SettingsError, StateError
 from streamer.generations import Generations, Origin
 from streamer.http import Server
+from streamer.http import tls_context as server_tls_context
 from streamer.inbox import Inbox
 from streamer.journal import Journal
 from streamer.log import SparingLog, configure, event, set_level
 from streamer.metrics import Metrics
-from streamer.mqtt import MqttLink
-from streamer.outbox import Outgoing
+from streamer.mqtt import ONLINE, MqttLink
+from streamer.outbox import JSON, Outgoing
 from streamer.payloads import Rejection
 from streamer.readings import Alarm, Message
 from streamer.redelivery import Redelivery
@@ -51,11 +52,23 @@ from streamer.retraining.manager import Refused, Retraining, Serving, Terms
 from streamer.retraining.policy import Plan
 from streamer.settings import Settings, changed
 from streamer.shard import Shard, State
+from streamer.sinks.discovery import birth_topic
+from streamer.sinks.home_assistant import HomeAssistant, has_published
+from streamer.sinks.post import Poster
+from streamer.sinks.webhook import Webhook
 from streamer.statedir import StateDirectory
 from streamer.systemd import ServiceManager
 from streamer.topics import command_topic
+from streamer.web import Page, Vitals
 from streamer.wire import tls_context
-from streamer.wiring import decoder_from, load_weights, shard_from, weights_path
+from streamer.wiring import (
+    decoder_from,
+    device_of_from,
+    is_included_from,
+    load_weights,
+    shard_from,
+    weights_path,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +83,7 @@ LAST_WRITE_SECONDS = 0.6  # for a snapshot that is still being written when the 
 TEND_SECONDS = 0.5  # for the last word about weights
 ANSWER_SECONDS = 0.05  # so often it is looked whether a request has its result
 FILTERS_FILE, ALARMS_FILE = "filters.json", "alarms.json"
+WEBHOOK_FILE, HOME_ASSISTANT_FILE = "webhook.json", "home_assistant.json"
 MOST_FILTERS = 1000
 
 
@@ -101,6 +115,7 @@ class App:
         self._configured = load_weights(settings)
         self._generations = Generations(self._directory.path)
         mqtt, limits = settings.mqtt, settings.limits
+        self._births = [birth_topic(settings.home_assistant.prefix)] if settings.home_assistant.enabled else []
         self._past_filters = _strings(self._directory.kept(FILTERS_FILE))
         self._sparing = SparingLog(log, 60.0, self._clock.monotonic)
         registry = Registry(
@@ -124,6 +139,7 @@ class App:
             filters=mqtt.subscribe,
             unwanted=self._past_filters,
             commands=command_topic(settings.instance) if mqtt.commands else None,
+            besides=self._births,
             deliver=self._deliver,
             clock=self._clock,
             protocol=mqtt.protocol,
@@ -164,13 +180,16 @@ class App:
             idle_seconds=3600.0 * limits.idle_hours,
             silent=settings.alarms.silent,
             publish_series=settings.alarms.publish_series,
+            hand_on=self._hand_on,
             takes_commands=mqtt.commands,
+            listeners=dict.fromkeys(self._births, self._hear_of_birth),
+            forgotten=lambda keys: self.home_assistant.forget(keys) if self.home_assistant is not None else None,
         )
-        self.http = (
-            Server(settings.http.host, settings.http.port, self.metrics.render, self.is_healthy, self.is_ready)
-            if settings.http.enabled
-            else None
-        )
+        kept = self._directory.kept(HOME_ASSISTANT_FILE) if settings.state.durability != "none" else None
+        is_concerned = settings.home_assistant.enabled or has_published(kept)
+        self.home_assistant = self._new_home_assistant(kept) if is_concerned else None
+        self.webhook = self._new_webhook() if settings.webhook.url else None
+        self.http = self._new_server() if settings.http.enabled else None
         self._writing: threading.Thread | None = None
         self._write_failure: BaseException | None = None
         self._is_writing_last = False
@@ -211,7 +230,11 @@ class App:
         self.engine.start()
         if self._retraining is not None:
             self._retraining.start()
+        if self.webhook is not None:
+            self.webhook.start()
         self.link.start()
+        if self.home_assistant is not None:
+            self.home_assistant.start()
         event(
             log, logging.INFO, "started", version=version(),
             broker=f"{self._settings.mqtt.host}:{self._settings.mqtt.port}", state=str(self._directory.path),
@@ -226,13 +249,21 @@ class App:
         deadline = time.monotonic() + STOP_SECONDS
         self._manager.stopping("taking what waits, saving the state")
         self._inbox.close()
+        if self.home_assistant is not None:
+            self.home_assistant.leave()
         drained = self.engine.stop(DRAIN_SECONDS)
+        if self.webhook is not None:
+            self.webhook.leave(FAREWELL_SECONDS)
         # A disk that hangs is not waited for: a training that is left behind ends with this process.
         wait([self._desk.begin(self._tend_last)], TEND_SECONDS)
         self._answer_requests()
         self.link.stop(FAREWELL_SECONDS)
         if self.http is not None:
             self.http.stop()
+        if self.webhook is not None:
+            self.webhook.stop()
+        if self.home_assistant is not None:
+            self.home_assistant.stop()
         if self._is_writing_last:
             self._wait_for_write(max(deadline - time.monotonic(), 0.0))
         is_saved = self._has_saved_last or self.engine.is_safe_unsaved
@@ -273,8 +304,12 @@ class App:
         set_level(self._settings.log.level)
         self.metrics.show_series(self._settings.metrics.per_series, self._settings.metrics.top)
         self.metrics.set("alarm_budget_per_series_month", self._settings.alarms.budget_per_series_month)
+        if self.http is not None and "http.password" in now:
+            self.http.set_password(self._settings.http.password.get_secret_value())
         if "mqtt.password" in now:
             self.link.set_password(self._settings.mqtt.password.get_secret_value())
+        if self.webhook is not None and any(name.startswith("webhook.") for name in now):
+            self.webhook.use(*self._webhook_secrets())
         alarms = self._settings.alarms
         self.engine.adjust(Adjustment(decoder_from(self._settings), alarms.budget_per_series_month, alarms.silent))
 
@@ -335,6 +370,15 @@ class App:
 
     # --- What it says of itself ---
 
+    def has_failed(self) -> bool:
+        """A bug has ended one of the threads: the process has to end, too."""
+        sinks = (self.webhook, self.home_assistant)
+        return (
+            self.engine.has_failed
+            or not self.link.status().is_alive
+            or any(sink is not None and sink.has_failed for sink in sinks)
+        )
+
     def is_healthy(self) -> tuple[bool, str]:
         """Live: the engine makes progress and the network thread is alive, broker or no broker."""
         trouble = self.engine.trouble()
@@ -385,6 +429,64 @@ class App:
         if refused and not self._inbox.is_closed:
             self.link.ack(refused)
 
+    def _hand_on(self, what: str, alarm: Alarm, payload: bytes) -> None:
+        if self.webhook is not None:
+            self.webhook.put(what, alarm, payload)
+
+    def _webhook_secrets(self) -> tuple[str, str]:
+        settings = self._settings.webhook
+        return settings.token.get_secret_value(), settings.secret.get_secret_value()
+
+    def _new_webhook(self) -> Webhook:
+        settings, keeps = self._settings.webhook, self._settings.state.durability != "none"
+        token, secret = self._webhook_secrets()
+        if token and settings.url.startswith("http://"):
+            event(log, logging.WARNING, "the webhook's token goes over the network as it is", advice="use https://")
+        return Webhook(
+            Poster(settings.url, ca_file=settings.ca_file, timeout_seconds=settings.timeout_seconds),
+            instance=self._settings.instance,
+            version=version(),
+            token=token,
+            secret=secret,
+            most_events=settings.max_events,
+            retry_seconds=3600.0 * settings.retry_hours,
+            kept=self._directory.kept(WEBHOOK_FILE) if keeps else None,
+            keep=partial(self._directory.keep, WEBHOOK_FILE) if keeps else lambda _: None,
+            metrics=self.metrics,
+            clock=self._clock,
+        )
+
+    def _hear_of_birth(self, message: Message) -> None:
+        """A retained one is of the past; and so is what Home Assistant has then found at the broker, all retained."""
+        if self.home_assistant is not None and message.payload == ONLINE and not message.retain:
+            self.home_assistant.born()
+
+    def _connection(self) -> int:
+        status = self.link.status()
+        return status.generation if status.connected else 0
+
+    def _new_home_assistant(self, kept: bytes | None) -> HomeAssistant:
+        settings, keeps = self._settings.home_assistant, self._settings.state.durability != "none"
+        return HomeAssistant(
+            is_enabled=settings.enabled,
+            instance=self._settings.instance,
+            version=version(),
+            prefix=settings.prefix,
+            is_included=is_included_from(self._settings),
+            max_devices=settings.max_devices,
+            every_seconds=settings.every_seconds,
+            idle_seconds=3600.0 * self._settings.limits.idle_hours,
+            device_of=device_of_from(self._settings),
+            table=lambda: self.engine.table,
+            alarms=lambda: self.engine.alarms,
+            connection=self._connection,
+            publish=self._publish,
+            kept=kept,
+            keep=partial(self._directory.keep, HOME_ASSISTANT_FILE) if keeps else lambda _: None,
+            metrics=self.metrics,
+            clock=self._clock,
+        )
+
     def _hearing(self) -> int:
         """The connection by which quiet is a sensor's own; 0 without one, and when the wall clock has just been set."""
         has_stepped = self._steps is not None and self._steps.has_stepped()
@@ -394,7 +496,61 @@ class App:
         return status.generation if status.subscribed and not has_stepped else 0
 
     def _publish(self, message: Outgoing) -> bool:
-        return self.link.publish(message.topic, message.payload, retain=message.retain)
+        return self.link.publish(
+            message.topic,
+            message.payload,
+            retain=message.retain,
+            content_type=JSON if message.payload else "",
+            expiry_seconds=message.expiry_seconds,
+        )
+
+    def _new_server(self) -> Server:
+        http, engine = self._settings.http, self.engine
+        page = Page(
+            engine.ask,
+            engine.traces,
+            lambda: (engine.alarms, engine.closed_alarms),
+            self._vitals,
+            self._clock.monotonic,
+        )
+        return Server(
+            http.host,
+            http.port,
+            self.metrics.render,
+            self.is_healthy,
+            self.is_ready,
+            page=page.answer,
+            tls=server_tls_context(http.tls.cert_file, http.tls.key_file) if http.tls.enabled else None,
+            username=http.username,
+            password=http.password.get_secret_value(),
+        )
+
+    def _vitals(self) -> Vitals:
+        """What the page says of the daemon."""
+        metrics, engine = self.metrics, self.engine
+        (healthy, sentence), (ready, detail) = self.is_healthy(), self.is_ready()
+        return Vitals(
+            version=version(),
+            instance=self._settings.instance,
+            now=self._clock.now(),
+            started_at=metrics.total("start_time_seconds"),
+            healthy=healthy,
+            ready=ready,
+            detail=sentence if not healthy else detail,
+            connected=self.link.status().connected,
+            series=metrics.total("series"),
+            warming=metrics.total("series_warming"),
+            paused=metrics.total("series_paused"),
+            alarms_open=len(engine.alarms),
+            readings=metrics.total("readings_decoded_total"),
+            latency_seconds=metrics.observed("scored_latency_seconds"),
+            queued=self._inbox.queued(),
+            generation=engine.generation,
+            swapping=engine.is_swapping,
+            retraining=metrics.total("retrain_running") > 0,
+            retrained_at=metrics.total("retrain_timestamp_seconds"),
+            retrainings=metrics.values("retrain_total"),
+        )
 
     def _wire_metrics(self) -> None:
         metrics, settings = self.metrics, self._settings
@@ -408,6 +564,10 @@ class App:
         metrics.measured("journal_records", lambda: self._journal.end)
         metrics.measured("journal_pending_bytes", self.engine.pending_bytes)
         metrics.measured("journal_failing", lambda: self.engine.journal_trouble() is not None)
+        if self.webhook is not None:
+            metrics.measured("webhook_queued", self.webhook.queued)
+        if self.home_assistant is not None:
+            metrics.measured("home_assistant_devices", self.home_assistant.devices)
         metrics.set("series_limit", settings.limits.max_series)
         metrics.set("alarm_budget_per_series_month", settings.alarms.budget_per_series_month)
         metrics.measured("model_generation", lambda: self.engine.generation)
@@ -497,7 +657,7 @@ class App:
     def _remember_filters(self) -> None:
         """A broker's session outlives a setting: what was ever subscribed to must be taken back when it is left out."""
         commands = [command_topic(self._settings.instance)] if self._settings.mqtt.commands else []
-        known = dict.fromkeys([*self._past_filters, *self._settings.mqtt.subscribe, *commands])
+        known = dict.fromkeys([*self._past_filters, *self._settings.mqtt.subscribe, *commands, *self._births])
         self._keep(FILTERS_FILE, list(known)[-MOST_FILTERS:])
 
     def _remember_alarms(self, alarms: list[Alarm]) -> None:
@@ -660,7 +820,7 @@ def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:
         app.start()
         while True:
             got = listener.wait(ANSWER_SECONDS if app.serve_requests() else 1.0)
-            if app.engine.has_failed or not app.link.status().is_alive:
+            if app.has_failed():
                 event(log, logging.CRITICAL, "a part has failed: the service manager may start the daemon anew")
                 manager.stopping("a part has failed, see the log")
                 return 1

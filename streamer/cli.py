@@ -22,12 +22,16 @@ from streamer import DISTRIBUTION, version
 from streamer.errors import InputError, ModelError, SettingsError, StateError, StreamerError
 
 if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
+    from streamer.report import Recorder
     from streamer.requests import Result
     from streamer.settings import Settings
 
 HEALTH_TIMEOUT_SECONDS = 3.0
 MOST_PROBE_MESSAGES = 100_000  # 100 s at the rate of the doctor
 NO_BROKER = 3
+SCHEMAS = ("alarm", "series", "device", "command", "result")
 REQUEST_SECONDS = 30.0
 POLL_SECONDS = 0.05  # so often it is looked for the daemon's answer
 
@@ -83,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--http-port", type=_port, default=0, help="port of the daemon's HTTP; 0 (default) takes a free one"
     )
+    demo.add_argument("--json", action="store_true", help="print the account as one JSON object, all else on stderr")
 
     check = command("check", _check, "Check settings, state, weights and certificates, without network.")
     _add_settings(check)
@@ -110,7 +115,19 @@ def parser() -> argparse.ArgumentParser:
         "--offline-label", action="store_true",
         help="forecast each reading from those after it too, for labelling history; wants bidirectional model.weights",
     )  # fmt: skip
+    replay.add_argument(
+        "--report", type=Path, metavar="OUT.html",
+        help="write one page that shows it all, and needs nothing else; without --output no scores are printed then",
+    )  # fmt: skip
+    replay.add_argument(
+        "--labels", action="append", default=[], type=Path, metavar="FILE",
+        help="CSV of known faults, `start,end` or `start,end,series`: how many are caught, and what alarm is false; "
+        "of several files either one for all, or one each in their order",
+    )  # fmt: skip
     _add_settings(replay)
+    replay.add_argument(
+        "--json", action="store_true", help="print the counts as one JSON object; without --output no scores then"
+    )
 
     state = command("state", _state, "Show what a state directory holds, as a start would take it; nothing is written.")
     state.add_argument(
@@ -178,6 +195,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_settings(doctor)
     _add_json(doctor)
+
+    schema = command("schema", _schema, "Print the JSON Schema of what is published, or taken, as JSON.")
+    schema.add_argument(
+        "document", metavar="DOCUMENT", choices=SCHEMAS,
+        help="alarm: an event; series, device: a state; command, result: what `mqtt.commands` takes and answers",
+    )  # fmt: skip
 
     _add_json(command("version", _version, "Print the versions of what runs."))
     return top
@@ -254,7 +277,7 @@ def _run(arguments: Arguments) -> int:
 def _demo(arguments: Arguments) -> int:
     from streamer.demo import run_demo
 
-    return run_demo(arguments.seconds, arguments.port, arguments.http_port)
+    return run_demo(arguments.seconds, arguments.port, arguments.http_port, as_json=arguments.json)
 
 
 def _replay(arguments: Arguments) -> int:
@@ -264,6 +287,7 @@ def _replay(arguments: Arguments) -> int:
 
     offline: bool = arguments.offline_label
     weights = load_weights(settings, offline=offline)
+    watch = _recorder(arguments, settings, weights.sha256) if arguments.report or arguments.labels else None
     return replay_command(
         arguments.files,
         arguments.output,
@@ -272,7 +296,30 @@ def _replay(arguments: Arguments) -> int:
         device_score=arguments.device_score,
         offline=weights if offline else None,
         lateness_seconds=settings.input.lateness_seconds,
+        watch=watch,
+        report=arguments.report,
+        as_json=arguments.json,
     )
+
+
+def _recorder(arguments: Arguments, settings: Settings, weights: str) -> Recorder:
+    from streamer import settings as reader
+    from streamer.labels import read_labels
+    from streamer.report import About, Recorder
+
+    files, page, labels = arguments.files, arguments.report, [read_labels(path) for path in arguments.labels]
+    if page and page.exists() and any(page.samefile(path) for path in arguments.labels):
+        raise InputError(f"{page}: found the same file as labels and as report; expected another --report")
+    if labels and len(labels) not in (1, len(files)):
+        raise InputError(
+            f"found {len(labels)} times --labels for {len(files)} files; expected it once, or once for each"
+        )
+    values = reader.values(settings)
+    # A page is sent around: of the settings only those that its scores and alarms depend on.
+    shown = {name: values[name] for name in ("alarms.budget_per_series_month", "input.lateness_seconds")}
+    about = About(version(DISTRIBUTION), weights, time.time(), shown | {"offline_label": arguments.offline_label})
+    each = labels * len(files) if len(labels) == 1 else labels
+    return Recorder(files, each or None, about)
 
 
 def _state(arguments: Arguments) -> int:
@@ -297,6 +344,13 @@ def _state(arguments: Arguments) -> int:
     else:
         _print(found.summary(), as_json=False)
     return 1 if found.problems else 0
+
+
+def _schema(arguments: Arguments) -> int:
+    from streamer.documents import schema
+
+    _print(schema(arguments.document), as_json=True)
+    return 0
 
 
 def _ask_about_key(arguments: Arguments) -> int:
@@ -459,11 +513,12 @@ def _check(arguments: Arguments) -> int:
     found: dict[str, object] = {
         "instance": settings.instance,
         "broker": f"{mqtt.host}:{mqtt.port}, as {settings.client_id}",
-        "http": f"http://{http.host}:{http.port}" if http.enabled else "off",
+        "http": f"http{'s' if http.tls.enabled else ''}://{http.host}:{http.port}" if http.enabled else "off",
     }
     problems: list[str] = []
     for name, inspect in (
         ("state", _check_state), ("weights", _check_weights), ("device", _check_device), ("tls", _check_tls),
+        ("webhook", _check_webhook),
     ):  # fmt: skip
         try:
             found[name] = inspect(settings)
@@ -513,8 +568,11 @@ def _check_device(settings: Settings) -> str:
 
 
 def _check_tls(settings: Settings) -> str:
+    from streamer import http
     from streamer.wire import tls_context
 
+    if settings.http.enabled and settings.http.tls.enabled:
+        http.tls_context(settings.http.tls.cert_file, settings.http.tls.key_file)
     tls = settings.mqtt.tls
     if not tls.enabled:
         return "off"
@@ -523,11 +581,20 @@ def _check_tls(settings: Settings) -> str:
     return f"on, authorities: {authorities}, client certificate: {tls.cert_file or 'none'}"
 
 
+def _check_webhook(settings: Settings) -> str:
+    from streamer.sinks.post import Poster
+
+    webhook = settings.webhook
+    if not webhook.url:
+        return "off"
+    return Poster(webhook.url, ca_file=webhook.ca_file, timeout_seconds=webhook.timeout_seconds).origin
+
+
 def _health(arguments: Arguments) -> int:
     import http.client
 
-    host, port = _address(arguments)
-    connection = http.client.HTTPConnection(host, port, timeout=HEALTH_TIMEOUT_SECONDS)
+    connection = _connection(arguments)
+    host, port = connection.host, connection.port
     try:
         connection.request("GET", "/-/healthy")
         response = connection.getresponse()
@@ -588,25 +655,43 @@ def _doctor(arguments: Arguments) -> int:
     return NO_BROKER if not report.is_reached else int(report.has_warnings)
 
 
-def _address(arguments: Arguments) -> tuple[str, int]:
-    """Where the daemon serves HTTP; one that listens on every address is asked on loopback."""
+def _connection(arguments: Arguments) -> HTTPConnection:
+    """To where the daemon serves HTTP; one that listens on every address is asked on loopback."""
+    from http.client import HTTPConnection, HTTPSConnection
+
     if arguments.url:
         import urllib.parse
 
         url = urllib.parse.urlsplit(arguments.url)
         try:
-            host, port = url.hostname, url.port or 80
+            host, port = url.hostname, url.port
         except ValueError:
             host, port = None, 0
-        if url.scheme != "http" or host is None:
-            raise SettingsError(f"--url: found {arguments.url}; expected http://HOST:PORT")
-        return host, port
+        if url.scheme not in ("http", "https") or host is None:
+            raise SettingsError(f"--url: found {arguments.url}; expected http://HOST:PORT or https://HOST:PORT")
+        kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
+        return kind(host, port, timeout=HEALTH_TIMEOUT_SECONDS)
     settings = _settings(arguments)
     if not settings.http.enabled:
         raise SettingsError("http.enabled is false: there is nobody to ask; expected a daemon that serves HTTP")
     if settings.http.port == 0:
         raise SettingsError("http.port is 0: only the daemon's log knows the port; expected --url")
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http.host, settings.http.host), settings.http.port  # noqa: S104
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http.host, settings.http.host)  # noqa: S104
+    if not settings.http.tls.enabled:
+        return HTTPConnection(host, settings.http.port, timeout=HEALTH_TIMEOUT_SECONDS)
+    import ssl
+
+    # The very certificate that the settings name, under whatever name the daemon is asked here.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    file = settings.http.tls.cert_file
+    try:
+        context.load_verify_locations(file)
+    except OSError as error:
+        found = f"http.tls.cert_file: {file} cannot be used: {error}"
+        raise SettingsError(f"{found}; expected a certificate in PEM form") from error
+    return HTTPSConnection(host, settings.http.port, timeout=HEALTH_TIMEOUT_SECONDS, context=context)
 
 
 def _print(figures: Mapping[str, object], as_json: bool) -> None:

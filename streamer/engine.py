@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -49,8 +50,9 @@ from streamer.requests import Command, Result
 from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
 from streamer.shadow import Comparison
 from streamer.shard import Outcome, Ready, Shard
-from streamer.telling import Publish, States, Telling, series_of
+from streamer.telling import HandOn, Publish, States, Telling, series_of
 from streamer.topics import command_topic
+from streamer.traces import Traces
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,6 +70,7 @@ IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes roo
 MOST_EVICTED = 1000  # in a sweep: some milliseconds
 MOST_WATCHED = 256  # series for which the weights before forecast on
 REBUILT_ROWS = 64  # series that get their state under other weights between two turns: 15 to 25 ms
+MOST_CLOSED = 100  # alarms that were closed of late are kept for who looks on
 MOST_SHOWN = 200  # characters of a key that somebody else has written, in the log
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
 MESSAGE_REJECTIONS = ("redelivered",)
@@ -140,8 +143,11 @@ class Engine:
         idle_seconds: float = IDLE_SECONDS,
         silent: bool = True,
         publish_series: States = "alarm",
+        hand_on: HandOn = lambda _what, _alarm, _payload: None,
         rebuilt_rows: int = REBUILT_ROWS,
         takes_commands: bool = False,
+        listeners: Mapping[str, Callable[[Message], None]] = MappingProxyType({}),
+        forgotten: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> None:
         """`hearing` gives the number of the connection by which the daemon hears every sensor, 0 while it does not.
 
@@ -149,7 +155,9 @@ class Engine:
         stands at the end of the journal, and copies that state from its first `next` on, a piece between two turns.
         While it `owes_snapshot` nothing is acknowledged, and one is tried every few seconds. `begin` calls what may
         have to wait for the disk, one after the other, and so does not keep the engine waiting for longer than
-        `patience_seconds`. `takes_commands`: also by MQTT.
+        `patience_seconds`. `takes_commands`: also by MQTT. `hand_on` gets each alarm event that MQTT gets,
+        a listener each message on its topic, which `decoder` must not want, `forgotten` the keys of series that are no
+        more; none of them may wait.
         """
         self._instance = instance
         self._shard = shard
@@ -183,8 +191,10 @@ class Engine:
         self._max_future_seconds = max_future_seconds
         self._idle_seconds = idle_seconds
         self._silent = silent
-        self._telling = Telling(instance, shard, publish, metrics, publish_series)
+        self._telling = Telling(instance, shard, publish, metrics, publish_series, hand_on)
         self._rebuilt_rows = rebuilt_rows
+        self._listeners = listeners
+        self._forgotten = forgotten
         self._command_topic = command_topic(instance) if takes_commands else None
         self._sparing = SparingLog(log, 10.0, clock.monotonic)
 
@@ -223,6 +233,10 @@ class Engine:
         """of the weights that serve with those that are watched, as of the last sweep"""
         self.alarms: list[Alarm] = []
         """the open alarms as of the last change or sweep; replaced, never changed"""
+        self.closed_alarms: tuple[Alarm, ...] = ()
+        """those that this run has closed of late, the last one at the end; replaced, never changed"""
+        self.traces = Traces()
+        """for questions to `ask`: the engine's thread owns them"""
 
     # --- For other threads ---
 
@@ -533,6 +547,7 @@ class Engine:
                 self._has_left = self._safekeeping.has_journal
                 return None
             part = self._shard.process(batch[rows], ready.arrival[rows], is_heard=ready.is_heard)
+            self.traces.take(batch[rows], part.scores)
             self._tell(part.changes)
             if len(parts) == 1 and not ready.changes:
                 return part
@@ -568,6 +583,8 @@ class Engine:
                 fates.counts["ignored"] += 1
                 if message.topic == self._command_topic:
                     self._orders.take(message)
+                elif listener := self._listeners.get(message.topic):
+                    listener(message)
             elif message.retain:
                 fates.counts["retained"] += 1
             else:
@@ -661,7 +678,7 @@ class Engine:
     def _say_anew(self) -> None:
         """A broker that was away may have lost what it had retained; and a run that was killed has left some behind."""
         self._tell_past()
-        self._telling.alarms_anew()
+        self._telling.alarms_anew(self._clock.now())
 
     def _tell_past(self) -> None:
         """Once: what `close_lost` has found."""
@@ -735,6 +752,7 @@ class Engine:
         self._make_room(started, now)
         self._telling.noted(now)
         self._renew_table(now)
+        self.traces.drop_idle(started)
         self._remember_told()
         shadow = self._shard.detector.shadow
         self.comparison = shadow.comparison() if shadow is not None else None
@@ -771,8 +789,10 @@ class Engine:
         self._safekeeping.append(Evicted(slots.tolist(), now))
         self._commit([], started)
         changes = self._shard.evict(slots, now)
+        self.traces.forget(slots)
         self._tell(changes)
         self._telling.forgotten(slots.tolist(), keys)
+        self._forgotten(keys)
         with self._metrics.lock:
             self._metrics.add("series_evicted_total", len(slots))
             for change in changes:
@@ -843,6 +863,9 @@ class Engine:
             return
         self._append_each([change.abnormal for change in changes if change.abnormal is not None])
         self.alarms = self._shard.open_alarms()
+        closed = tuple(change.alarm for change in changes if change.what == "closed")
+        if closed:
+            self.closed_alarms = (*self.closed_alarms, *closed)[-MOST_CLOSED:]
         self._telling.changes(changes, self.alarms)
 
 

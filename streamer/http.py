@@ -1,30 +1,40 @@
-"""The server of /metrics, /-/healthy and /-/ready: GET and HEAD, nothing else, and nobody can stall it.
+"""The server of /metrics, /-/healthy, /-/ready and the page: GET and HEAD, nothing else, and nobody can stall it.
 
 A thread a connection, one answer a connection. A request has a deadline as a whole, however slowly its bytes come, and
 so has the reading of the answer. When the connections, or the answers that wait to be read, become too many, the oldest
 makes room: a scrape takes milliseconds, so it is never the oldest, and a client that holds a place on purpose is.
+Streams go on for as long as a page is open, and have places of their own: with all of them taken, the next is refused.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import errno
 import gzip
+import hashlib
+import hmac
 import ipaddress
 import re
+import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
 
+from streamer.answers import Answer, Headers, Request, Stream
 from streamer.errors import ServiceError
 
 STOP_SECONDS = 0.5
 BACKLOG = 128
 GZIP_FROM_BYTES = 1024
+SEND_BYTES = 262_144
+WRONG_PASSWORD_SECONDS = 0.5  # before it is said: a guess more takes so long
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -44,6 +54,8 @@ Render = Callable[[str], tuple[bytes, str]]
 """From an Accept header to a body and its content type."""
 Check = Callable[[], tuple[bool, str]]
 """Whether all is well, and a sentence for people."""
+Page = Callable[[Request], Answer | Stream | None]
+"""Everything else; None: there is no such thing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +63,18 @@ class Limits:
     """What clients may take, all of them together."""
 
     connections: int = 32
-    threads: int = 64
-    """one whose connection made room may still be busy with its answer"""
+    threads: int = 80
+    """of streams too; one whose connection made room may still be busy with its answer"""
+    streams: int = 16
     waiting_bytes: int = 256 * 2**20
     """of answers that wait to be read; one with 100,000 series has about 60 MiB"""
     head_bytes: int = 8192
     request_seconds: float = 5.0
     answer_seconds: float = 30.0
+    piece_seconds: float = 10.0
+    """of a stream: who has not taken one by then is too slow"""
     farewell_seconds: float = 1.0
     """how long the client has to close"""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    method: str
-    path: str
-    """without the query"""
-    headers: dict[str, str]
-    """by lower-case name"""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    status: HTTPStatus
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 class RefusedError(Exception):
@@ -102,25 +100,46 @@ class _Connection:
     def break_off(self) -> None:
         """End it from another thread: what waits for the client wakes with an error."""
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)  # that of a TLS socket would be no other thread's
 
 
 class Server:
     """Listens from `start` to `stop`."""
 
     def __init__(
-        self, host: str, port: int, render: Render, is_healthy: Check, is_ready: Check, *, limits: Limits | None = None
+        self,
+        host: str,
+        port: int,
+        render: Render,
+        is_healthy: Check,
+        is_ready: Check,
+        *,
+        page: Page | None = None,
+        tls: ssl.SSLContext | None = None,
+        username: str = "",
+        password: str = "",
+        limits: Limits | None = None,
     ) -> None:
-        """Port 0 takes a free one. The callables are called by many threads at once."""
+        """Port 0 takes a free one. The callables are called by many threads at once.
+
+        With a password whoever asks for more than the health checks has to say it and the user name.
+        """
         self._host = host
         self._port = port
         self._render = render
         self._checks = {"/-/healthy": is_healthy, "/-/ready": is_ready}
+        self._page = page
+        self._tls = tls
+        self._username = username
+        self._wanted: bytes | None = None
+        """digest of user name and password; None: whoever comes is answered"""
+        self.set_password(password)
         self._limits = limits or Limits()
         self._listener: socket.socket | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._open: list[_Connection] = []  # oldest first
+        self._streams: list[_Connection] = []  # no longer among the open
         self._threads: set[threading.Thread] = set()
         self._accepting: threading.Thread | None = None
         self._own_names: set[str] | None = None
@@ -129,6 +148,10 @@ class Server:
     def port(self) -> int:
         """Where it listens, once started."""
         return self._port
+
+    def set_password(self, password: str) -> None:
+        """From now on; empty: none."""
+        self._wanted = _digest(f"{self._username}:{password}".encode()) if password else None
 
     # --- Life ---
 
@@ -150,7 +173,7 @@ class Server:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); close() would not
         with self._lock:
-            for connection in self._open:
+            for connection in (*self._open, *self._streams):
                 connection.break_off()
             threads = [self._accepting, *self._threads]
         deadline = time.monotonic() + STOP_SECONDS
@@ -189,6 +212,8 @@ class Server:
 
     def _serve(self, connection: _Connection) -> None:
         try:
+            if self._tls is not None:
+                self._encrypt(connection, self._tls)
             self._converse(connection)
             _say_farewell(connection.socket, self._limits.farewell_seconds)
         except GoneError:
@@ -199,8 +224,9 @@ class Server:
     def _leave(self, connection: _Connection, thread: threading.Thread) -> None:
         connection.socket.close()
         with self._lock:
-            if connection in self._open:
-                self._open.remove(connection)
+            for places in (self._open, self._streams):
+                if connection in places:
+                    places.remove(connection)
             self._threads.discard(thread)
 
     def _make_room(self, connection: _Connection, size_bytes: int) -> None:
@@ -215,14 +241,40 @@ class Server:
                 self._open.remove(oldest)
                 oldest.break_off()
 
+    def _encrypt(self, connection: _Connection, tls: ssl.SSLContext) -> None:
+        """Shakes hands, within the time of a request."""
+        try:
+            # This detaches the socket from its object: who breaks the connection off needs the new one from here on.
+            with self._lock:
+                connection.socket = tls.wrap_socket(
+                    connection.socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
+                )
+            connection.socket.settimeout(self._limits.request_seconds)
+            if isinstance(connection.socket, ssl.SSLSocket):
+                connection.socket.do_handshake()
+        except (OSError, ValueError) as error:  # ValueError: it was closed at this very moment
+            raise GoneError from error
+
+    def _take_stream_place(self, connection: _Connection) -> bool:
+        """A page that is open would always be the oldest; False: there is no place left."""
+        with self._lock:
+            if len(self._streams) >= self._limits.streams or connection not in self._open:
+                return False
+            self._open.remove(connection)
+            self._streams.append(connection)
+            return True
+
     # --- Requests ---
 
     def _converse(self, connection: _Connection) -> None:
         is_head = False
+        answer: Answer | Stream
         try:
             request = _read(connection.socket, self._limits)
             is_head = request.method == "HEAD"
             answer = self._answer(request)
+        except GoneError:
+            raise
         except RefusedError as refusal:
             answer = Answer(refusal.status, f"{refusal}\n".encode())
         except Exception:  # our bug: the client is told, and it goes on up to end this thread loudly
@@ -230,26 +282,68 @@ class Server:
             with contextlib.suppress(GoneError):
                 _send(connection.socket, answer, is_head, self._limits.answer_seconds)
             raise
+        if isinstance(answer, Stream):
+            if self._take_stream_place(connection):
+                self._send_stream(connection, answer, is_head)
+                return
+            answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"All places of open pages are taken.\n")
+        if answer.status is HTTPStatus.UNAUTHORIZED:
+            _pause(connection.socket, WRONG_PASSWORD_SECONDS)
         self._make_room(connection, len(answer.body))
         _send(connection.socket, answer, is_head, self._limits.answer_seconds)
         connection.waiting_bytes = 0
 
-    def _answer(self, request: Request) -> Answer:
+    def _send_stream(self, connection: _Connection, stream: Stream, is_head: bool) -> None:
+        """Until the client is gone or too slow, or the server stops."""
+        head = _head(HTTPStatus.OK, {"Content-Type": stream.content_type}, stream.headers)
+        _send_whole(connection.socket, head, self._limits.piece_seconds)
+        while not is_head and not self._stopping.is_set():
+            for piece in stream.pieces():
+                _send_whole(connection.socket, piece, self._limits.piece_seconds)
+            self._stopping.wait(stream.pause_seconds)
+
+    def _answer(self, request: Request) -> Answer | Stream:
         self._require_own_name(request.headers.get("host", ""))
-        if request.path != "/metrics" and request.path not in self._checks:
+        path, is_check = request.path, request.path in self._checks
+        if not is_check and not self._is_known(request.headers.get("authorization", "")):
+            challenge = ("WWW-Authenticate", 'Basic realm="streamer", charset="UTF-8"')
+            return Answer(HTTPStatus.UNAUTHORIZED, b"User name and password, please.\n", headers=(challenge,))
+        if not is_check and path != "/metrics" and self._page is None:
             raise RefusedError(HTTPStatus.NOT_FOUND, "Here are /metrics, /-/healthy and /-/ready.")
         if request.method not in ("GET", "HEAD"):
             status = HTTPStatus.METHOD_NOT_ALLOWED
             return Answer(status, b"Only GET and HEAD.\n", headers=(("Allow", "GET, HEAD"),))
-        if request.path in self._checks:
-            is_well, sentence = self._checks[request.path]()
+        if is_check:
+            is_well, sentence = self._checks[path]()
             status = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
             return Answer(status, f"{sentence}\n".encode(errors="replace"))
-        body, content_type = self._render(request.headers.get("accept", ""))
-        if len(body) >= GZIP_FROM_BYTES and _accepts_gzip(request.headers.get("accept-encoding", "")):
-            body = gzip.compress(body, compresslevel=1, mtime=0)
-            return Answer(HTTPStatus.OK, body, content_type, (("Content-Encoding", "gzip"),))
-        return Answer(HTTPStatus.OK, body, content_type)
+        if path == "/metrics" or self._page is None:
+            return _compressed(Answer(HTTPStatus.OK, *self._render(request.headers.get("accept", ""))), request)
+        self._require_own_page(request)
+        answer = self._page(request)
+        if answer is None:
+            raise RefusedError(HTTPStatus.NOT_FOUND, "Here are /, /api/series, /metrics, /-/healthy and /-/ready.")
+        return _compressed(answer, request) if isinstance(answer, Answer) else answer
+
+    def _is_known(self, authorization: str) -> bool:
+        """RFC 7617. Digests are compared, in constant time: neither content nor length can be measured."""
+        if self._wanted is None:
+            return True
+        scheme, _, encoded = authorization.partition(" ")
+        try:
+            given = base64.b64decode(encoded.strip(), validate=True) if scheme.lower() == "basic" else b""
+        except (binascii.Error, ValueError):
+            given = b""
+        return hmac.compare_digest(_digest(given), self._wanted)
+
+    def _require_own_page(self, request: Request) -> None:
+        """Another site's page could not read the answer, but it could take the places of those that may.
+
+        Browsers say where a request comes from (https://www.w3.org/TR/fetch-metadata); a link may lead here.
+        """
+        site, mode = request.headers.get("sec-fetch-site", "none"), request.headers.get("sec-fetch-mode", "navigate")
+        if site not in ("none", "same-origin") and mode != "navigate":
+            raise RefusedError(HTTPStatus.FORBIDDEN, "This is for the server's own page.")
 
     def _require_own_name(self, host: str) -> None:
         """On loopback only, a request must ask for an address, for localhost, or for the host of the settings.
@@ -265,6 +359,24 @@ class Server:
         except ValueError:
             reason = f"This server is not {name!r}: ask for its address, or set http.host to that name."
             raise RefusedError(HTTPStatus.MISDIRECTED_REQUEST, reason) from None
+
+
+def tls_context(cert_file: str, key_file: str) -> ssl.SSLContext:
+    """What a server needs to be asked by https. Raises ServiceError for files that are not what they should be."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert_file, key_file, password=_no_passphrase)
+    except OSError as error:
+        raise ServiceError(
+            f"http.tls.cert_file: {cert_file} with the key {key_file} cannot be used: {error}; "
+            "expected a certificate with its chain and its own private key, in PEM form, without a passphrase"
+        ) from error
+    return context
+
+
+def _no_passphrase() -> str:
+    """Else OpenSSL would ask at the terminal."""
+    return ""
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -319,7 +431,20 @@ def _read(client: socket.socket, limits: Limits) -> Request:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "A header has no name and colon.")
         name = named[1].lower()
         headers[name] = f"{headers[name]}, {named[2]}" if name in headers else named[2]
-    return Request(asked[1], asked[2].partition("?")[0], headers)
+    path, _, query = asked[2].partition("?")
+    return Request(asked[1], path, headers, query)
+
+
+def _digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
+
+
+def _compressed(answer: Answer, request: Request) -> Answer:
+    """A large one, for who can read that."""
+    if len(answer.body) < GZIP_FROM_BYTES or not _accepts_gzip(request.headers.get("accept-encoding", "")):
+        return answer
+    body = gzip.compress(answer.body, compresslevel=1, mtime=0)
+    return replace(answer, body=body, headers=(*answer.headers, ("Content-Encoding", "gzip")))
 
 
 def _accepts_gzip(accept_encoding: str) -> bool:
@@ -331,28 +456,44 @@ def _accepts_gzip(accept_encoding: str) -> bool:
 
 
 def _send(client: socket.socket, answer: Answer, is_head: bool, seconds: float) -> None:
-    own = {
-        "Date": formatdate(usegmt=True),
-        "Content-Type": answer.content_type,
-        "Content-Length": str(len(answer.body)),
-    }
-    lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}"]
-    lines += [f"{name}: {value}" for name, value in (*own.items(), *HEADERS.items(), *answer.headers)]
-    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+    own = {"Content-Type": answer.content_type, "Content-Length": str(len(answer.body))}
+    _send_whole(client, _head(answer.status, own, answer.headers), seconds)
+    if not is_head:
+        _send_whole(client, answer.body, seconds)
+
+
+def _head(status: HTTPStatus, own: dict[str, str], others: Headers) -> bytes:
+    headers = {"Date": formatdate(usegmt=True), **own, **HEADERS, **dict(others)}
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def _send_whole(client: socket.socket, data: bytes, seconds: float) -> None:
+    """`seconds` are for all of it: `sendall` of a TLS socket would take so long for each record."""
+    deadline, rest = time.monotonic() + seconds, memoryview(data)
     try:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # two writes, one of them perhaps huge
-        client.settimeout(seconds)  # of each sendall as a whole
-        client.sendall(head)
-        if not is_head:
-            client.sendall(answer.body)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # several writes, one of them perhaps huge
+        while rest:
+            client.settimeout(max(deadline - time.monotonic(), 1e-6))  # 0 would mean not to wait at all
+            rest = rest[client.send(rest[:SEND_BYTES]) :]
     except OSError as error:
         raise GoneError from error
+
+
+def _pause(client: socket.socket, seconds: float) -> None:
+    """Less when the connection is over: who makes room must not go on holding a thread."""
+    poll = select.poll()
+    poll.register(client.fileno(), 0)  # its end is told without being asked for; more bytes are none
+    poll.poll(seconds * 1000)
 
 
 def _say_farewell(client: socket.socket, seconds: float) -> None:
     """Let the client close first: closing with bytes unread would reset the connection and take the answer with it."""
     deadline = time.monotonic() + seconds
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(client, ssl.SSLSocket):
+            client.settimeout(seconds)
+            client = client.unwrap()
         client.shutdown(socket.SHUT_WR)
         while (rest_seconds := deadline - time.monotonic()) > 0:
             client.settimeout(rest_seconds)

@@ -49,6 +49,7 @@ class _Family(NamedTuple):
 
 ALARM_KINDS = ("value", "silent")
 RETRAIN_RESULTS = ("promoted", "rejected", "failed", "too_little_data", "stale")
+WEBHOOK_RESULTS = ("delivered", "refused", "given_up", "dropped")
 FORECASTERS = tuple(forecaster.name.lower() for forecaster in Forecaster)
 NOT_SCORED = tuple(reason.name.lower() for reason in Unscored if reason is not Unscored.SCORED)
 
@@ -127,6 +128,15 @@ FAMILIES: Mapping[str, _Family] = MappingProxyType(
         "mqtt_stale_acknowledgements_total": _Family(
             "counter", "Acknowledgements not sent, since the connection that brought the message is gone."
         ),
+        # Who else is told.
+        "webhook_total": _Family(
+            "counter",
+            "Alarm events that were to be posted to webhook.url, by what became of them.",
+            "result",
+            WEBHOOK_RESULTS,
+        ),
+        "webhook_queued": _Family("gauge", "Alarm events that webhook.url has not taken yet."),
+        "home_assistant_devices": _Family("gauge", "Devices that Home Assistant is told of."),
         # State.
         "model_generation": _Family("gauge", "Generation of the weights that serve."),
         "model_swapping": _Family("gauge", "1 while other weights come in, series by series."),
@@ -335,6 +345,16 @@ class Metrics:
         with self.lock:
             return sum(self._values[name].values())
 
+    def values(self, name: str) -> dict[str, float]:
+        """What a counter or gauge stands at, by label."""
+        with self.lock:
+            return dict(self._values[name])
+
+    def observed(self, name: str) -> tuple[float, int]:
+        """Sum and number of what a histogram has been told."""
+        with self.lock:
+            return self._histograms[name].total()
+
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics 1.0 where `accept` names it, else the text format 0.0.4."""
         wanted = {media.partition(";")[0].strip().lower() for media in accept.split(",")}
@@ -382,6 +402,10 @@ class Histogram:
         values = np.maximum(values, 0.0)
         self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
         self._sum += float(values.sum())
+
+    def total(self) -> tuple[float, int]:
+        """Sum and number of the readings."""
+        return self._sum, int(self._counts.sum())
 
     def copy(self) -> Histogram:
         other = Histogram(tuple(self._bounds))

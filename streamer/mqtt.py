@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -36,12 +36,10 @@ from streamer.receiver import ACKNOWLEDGEMENT_BYTES, VERSIONS, PahoClient, Recei
 from streamer.topics import status_topic
 from streamer.wire import Wire, connect
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 ONLINE, OFFLINE = b"online", b"offline"
+TEXT = "text/plain"
 SMALL_BATCH = 64  # messages of a read after which waiting for more pays (measured behind mosquitto)
 SHORTEST_LINGER_SECONDS = 0.0001  # a shorter sleep is mostly the kernel's own slack
 IDLE_SECONDS = 1.0  # the longest sleep: keep-alive and deadlines are looked at so often
@@ -50,6 +48,17 @@ OUTGOING_BYTES = 256  # what a message that waits weighs beside its topic and pa
 SUSPICIOUS_TIMES = 2  # connections lost in a row, each soon after it was made
 REPEAT_SECONDS = 60.0  # the same trouble is logged once in so long
 NAMES = {version: name for name, version in VERSIONS.items()}
+
+
+class _Publish(NamedTuple):
+    """A message that is to go out."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    content_type: str
+    expiry_seconds: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,7 @@ class MqttLink:
         outgoing_bytes: int = 16 << 20,
         unwanted: Sequence[str] = (),
         commands: str | None = None,
+        besides: Sequence[str] = (),
         fast: bool = True,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -135,15 +145,18 @@ class MqttLink:
 
         `unwanted` are filters that an earlier run of this client id had and this one has not: the broker's session
         still holds them. `commands` is a topic to listen to besides, at QoS 1; what comes there from the time before
-        this connection is delivered as retained, and without it the link is as good as with it.
+        this connection is delivered as retained. `besides` are further topics, at QoS 1 too. Without commands and those
+        the link is as good as with them.
         """
         self._host = host
         self._port = port
         self._client_id = client_id
         self._filters = list(filters)
-        self._unwanted = [topic_filter for topic_filter in unwanted if topic_filter not in (*filters, commands)]
+        self._unwanted = [each for each in unwanted if each not in (*filters, *besides, commands)]
         self._commands = commands
         self._commands_mid: int | None = None
+        self._besides = list(besides)
+        self._besides_mids: dict[int, str] = {}
         self._deliver = deliver
         self._clock = clock
         self._versions = list(VERSIONS.values()) if protocol == "auto" else [VERSIONS[protocol]]
@@ -166,8 +179,9 @@ class MqttLink:
         self._sparing = SparingLog(log, REPEAT_SECONDS, clock.monotonic)
 
         # Shared with other threads: appended to here, emptied by the network thread.
-        self._outgoing: deque[tuple[str, bytes, int, bool]] = deque()
-        self._put_bytes = self._sent_bytes = 0  # that went into it and out of it; each has one thread that writes it
+        self._outgoing: deque[_Publish] = deque()
+        self._putting = threading.Lock()  # between those who publish
+        self._put_bytes = self._sent_bytes = 0  # that went into it and out of it; the latter the network thread writes
         self._acks: deque[tuple[int, int, int, bytes]] = deque()  # connection, how many, stale ones, packets
         self._bell, self._bell_rope = socket.socketpair()
         self._bell.setblocking(False)
@@ -218,18 +232,28 @@ class MqttLink:
         self._bell_rope.close()
         return self._status.is_alive and not self._outgoing and not self._in_flight
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        content_type: str = "",
+        expiry_seconds: int | None = None,
+    ) -> bool:
         """Queue a message, also while there is no connection; False if the queue is full or the link has ended.
 
-        For one thread.
+        Of text `content_type` says what it is; with that and `expiry_seconds` only MQTT 5 can do something.
         """
         weight = len(topic) + len(payload) + OUTGOING_BYTES
-        is_full = self._put_bytes - self._sent_bytes + weight > self._outgoing_bytes
-        if is_full or self._leave_by is not None or not self._status.is_alive:
-            self._counters.publishes_dropped += 1
-            return False
-        self._put_bytes += weight
-        self._outgoing.append((topic, payload, qos, retain))
+        with self._putting:
+            is_full = self._put_bytes - self._sent_bytes + weight > self._outgoing_bytes
+            if is_full or self._leave_by is not None or not self._status.is_alive:
+                self._counters.publishes_dropped += 1
+                return False
+            self._put_bytes += weight
+            self._outgoing.append(_Publish(topic, payload, qos, retain, content_type, expiry_seconds))
         self._ring()
         return True
 
@@ -376,7 +400,9 @@ class MqttLink:
 
     def _make_client(self, version: MQTTProtocolVersion) -> PahoClient:
         client = PahoClient(version, self._client_id, self._session_expiry_seconds > 0, self._open_wire)
-        client.will_set(self._status_topic, OFFLINE, qos=1, retain=True)
+        is_v5 = version == MQTTProtocolVersion.MQTTv5
+        properties = _properties(PacketTypes.WILLMESSAGE, self._status_message(OFFLINE)) if is_v5 else None
+        client.will_set(self._status_topic, OFFLINE, qos=1, retain=True, properties=properties)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
@@ -443,9 +469,9 @@ class MqttLink:
             client.queue_acknowledgements(packets)
             client.loop_write()
         while self._outgoing and len(self._in_flight) < self._most_in_flight and not client.want_write():
-            topic, payload, qos, retain = self._outgoing.popleft()
-            self._sent_bytes += len(topic) + len(payload) + OUTGOING_BYTES
-            self._publish_now(client, topic, payload, qos, retain)
+            message = self._outgoing.popleft()
+            self._sent_bytes += len(message.topic) + len(message.payload) + OUTGOING_BYTES
+            self._publish_now(client, message)
             client.loop_write()
 
     def _take_acks(self) -> list[bytes]:
@@ -460,12 +486,18 @@ class MqttLink:
             taken.append(packets)
         return taken
 
-    def _publish_now(self, client: Client, topic: str, payload: bytes, qos: int, retain: bool) -> None:
+    def _publish_now(self, client: Client, message: _Publish) -> None:
         """Queue a PUBLISH in paho, as far as the broker supports it."""
-        qos = min(qos, self._best_qos)
-        info = client.publish(topic, payload, qos, retain and self._may_retain)
+        qos = min(message.qos, self._best_qos)
+        is_v5 = client.protocol == MQTTProtocolVersion.MQTTv5
+        properties = _properties(PacketTypes.PUBLISH, message) if is_v5 else None
+        info = client.publish(message.topic, message.payload, qos, message.retain and self._may_retain, properties)
         if qos:
             self._in_flight.add(info.mid)
+
+    def _status_message(self, payload: bytes) -> _Publish:
+        """It never expires: a subscriber wants to know for how long we have been away."""
+        return _Publish(self._status_topic, payload, 1, True, TEXT, None)
 
     def _leave(self, client: PahoClient, leave_by: float) -> bool:
         """Say offline behind all that waits, and goodbye when the broker has it; True when there is no more to do.
@@ -476,7 +508,7 @@ class MqttLink:
             return True
         if not self._has_said_offline and not self._outgoing and not self._acks:
             self._has_said_offline = True
-            self._publish_now(client, self._status_topic, OFFLINE, 1, True)
+            self._publish_now(client, self._status_message(OFFLINE))
         is_done = self._has_said_offline and not self._in_flight and not client.want_write()
         if is_done or self._clock.monotonic() >= leave_by:
             client.disconnect()
@@ -493,15 +525,18 @@ class MqttLink:
         else:
             client.subscribe([(topic_filter, self._qos) for topic_filter in self._filters])
 
-    def _subscribe_to_commands(self, client: Client) -> None:
-        """A subscription of its own, so that a broker that refuses it refuses nothing else."""
-        if self._commands is None:
-            return
+    def _subscribe_besides(self, client: Client) -> None:
+        """Each a subscription of its own, so that a broker that refuses it refuses nothing else."""
+        if self._commands is not None:
+            self._commands_mid = self._subscribe_to(client, self._commands)
+        self._besides_mids = {mid: topic for topic in self._besides if (mid := self._subscribe_to(client, topic))}
+
+    @staticmethod
+    def _subscribe_to(client: Client, topic: str) -> int | None:
         if client.protocol == MQTTProtocolVersion.MQTTv5:
             options = SubscribeOptions(1, noLocal=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
-            _, self._commands_mid = client.subscribe([(self._commands, options)])
-        else:
-            _, self._commands_mid = client.subscribe(self._commands, 1)
+            return client.subscribe([(topic, options)])[1]
+        return client.subscribe(topic, 1)[1]
 
     def _note_commands(self, reason: ReasonCode) -> None:
         """The broker has answered; from here on a command is one of now."""
@@ -520,7 +555,14 @@ class MqttLink:
                 self._sent_bytes -= sum(len(m.topic) + len(m.payload) + OUTGOING_BYTES for m in unconfirmed)
                 self._in_flight.difference_update(message.mid for message in unconfirmed)
                 self._outgoing.extendleft(
-                    (message.topic, bytes(message.payload), message.qos, message.retain)
+                    _Publish(
+                        message.topic,
+                        bytes(message.payload),
+                        message.qos,
+                        message.retain,
+                        getattr(message.properties, "ContentType", ""),
+                        getattr(message.properties, "MessageExpiryInterval", None),
+                    )
                     for message in reversed(unconfirmed)
                 )
 
@@ -576,10 +618,10 @@ class MqttLink:
             session_present=flags.session_present,
         )
         self._take_over(client)
-        self._publish_now(client, self._status_topic, ONLINE, 1, True)
+        self._publish_now(client, self._status_message(ONLINE))
         if self._unwanted and flags.session_present:
             client.unsubscribe(self._unwanted)
-        self._subscribe_to_commands(client)
+        self._subscribe_besides(client)
         self._subscribe(client)
 
     def _on_subscribe(
@@ -588,6 +630,11 @@ class MqttLink:
         if mid == self._commands_mid and reasons:
             self._commands_mid = None
             self._note_commands(reasons[0])
+            return
+        if (topic := self._besides_mids.pop(mid, None)) is not None:
+            if reasons and reasons[0].is_failure:
+                detail = f"the broker refuses the subscription to {topic}: {reasons[0]}"
+                self._sparing.event(logging.WARNING, "not subscribed", per=detail, broker=self._place, reason=detail)
             return
         session = self._status.is_session_present
         refused = [f"{f}: {reason}" for f, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
@@ -657,6 +704,19 @@ class Linger:
         seconds = self.seconds * (2.0 if wire.fileno() in events else 0.5)
         self.seconds = min(max(seconds, SHORTEST_LINGER_SECONDS), self._longest_seconds)
         return events
+
+
+def _properties(packet: int, message: _Publish) -> Properties | None:
+    """What MQTT 5 says besides; None where there is nothing to say."""
+    if not message.content_type and message.expiry_seconds is None:
+        return None
+    properties = Properties(packet)
+    if message.content_type:
+        properties.PayloadFormatIndicator = 1  # UTF-8
+        properties.ContentType = message.content_type
+    if message.expiry_seconds is not None:
+        properties.MessageExpiryInterval = message.expiry_seconds
+    return properties
 
 
 def _in_words(reason: ReasonCode, properties: Properties | None) -> str:

@@ -186,7 +186,7 @@ def _take(layer: Layer, known: Known, table: Mapping[str, object], above: str, p
         setting = known.settings.get(name)
         if setting is not None:
             if setting.kind is Kind.HIDDEN:
-                layer.problems.append(f"{here}: {SECRETS_ONLY}")
+                layer.problems.append(f"{here}: {_secrets_only(name)}")
                 continue
             layer.put(name, value, here)
         elif name not in known.tables:
@@ -206,10 +206,11 @@ def _anchor(layer: Layer, known: Known, folder: Path) -> None:
             layer.put(name, str(folder / (Path(value).expanduser() if value.startswith("~/") else value)), place)
 
 
-SECRETS_ONLY = (
-    "a password is not written here, where others can read it; "
-    "expected mqtt.password_file, or a file mqtt.password in the secrets directory"
-)
+def _secrets_only(name: str) -> str:
+    return (
+        "a secret is not written here, where others can read it; "
+        f"expected {name}_file, or a file {name} in the secrets directory"
+    )
 
 
 def read_secrets(folder: Path, known: Known, *, strict: bool, used: Container[Path] = ()) -> Layer:
@@ -332,7 +333,7 @@ def _put_text(layer: Layer, known: Known, name: str, text: str, place: str) -> N
                 f'{place}: found {found}; expected a table in TOML or JSON, such as {{key = "value"}}'
             )
     elif setting.kind is Kind.HIDDEN and not layer.is_secret:
-        layer.problems.append(f"{place}: {SECRETS_ONLY}")
+        layer.problems.append(f"{place}: {_secrets_only(name)}")
     else:
         value = _coerce(setting, text)
         if value is None:

@@ -144,6 +144,10 @@ class Registry:
         """The key of each slot `(n,)`."""
         return list(map(self._keys.__getitem__, slots.tolist()))
 
+    def keys_by_slot(self) -> list[str]:
+        """The key of every slot, empty for a free one; copied."""
+        return list(self._keys)
+
     def device(self, slot: int) -> int:
         """The number of the device that a slot's series belongs to."""
         return int(self._devices[slot])

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import math
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import Protocol, TextIO
 
 import numpy as np
 
@@ -26,13 +27,14 @@ from models.weights import Weights
 from streamer.detector import DIFFERENT_SECONDS
 from streamer.engine import LARGEST_VALUE
 from streamer.errors import InputError
+from streamer.progress import Progress
 from streamer.readings import Alarm, Batch, Float64, Int32, Scores, Unscored
 from streamer.registry import FREE, Registry
 from streamer.reorder import Reorder
-from streamer.shard import Shard
+from streamer.rows import JOINT, Reached, Row, read_rows
+from streamer.shard import Outcome, Shard
 
-if TYPE_CHECKING:
-    import pyarrow
+COLUMNS = ("time", "series", "value", "expected", "lower", "upper", "score", "alarm")
 
 
 class Writer(Protocol):
@@ -41,137 +43,26 @@ class Writer(Protocol):
     def writerow(self, row: Iterable[object], /) -> object: ...
 
 
-FARTHEST_SECONDS = 253_402_300_800.0  # the year 10,000, as far as ISO 8601 goes
-COLUMNS = ("time", "series", "value", "expected", "lower", "upper", "score", "alarm")
-JOINT = "*"
+class Nowhere:
+    """A writer for whom wants no CSV."""
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of an input file: its time as it was written and in epoch seconds, and its readings left to right."""
-
-    text: str
-    time: float
-    names: Sequence[str]
-    values: Sequence[float | None]
-    """None: an empty cell"""
-
-
-# --- Reading ---
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a CSV or Parquet file. Raises InputError, which names the file and the line."""
-    lines = _parquet_lines(path) if path.suffix == ".parquet" else _csv_lines(path)
-    number, header = next(lines, (0, []))
-    if not header or header[0].strip() != "time":
-        found = ",".join(header)[:80] or "nothing"
-        raise InputError(f"{path}: found {found!r} as its first line; expected time,<name>,... or time,series,value")
-    names = [name.strip() for name in header]
-    is_long = names == ["time", "series", "value"]
-    if not is_long:
-        _check_names(path, names[1:])
-    for number, cells in lines:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(names):
-            raise InputError(
-                f"{path}, line {number}: found {len(cells)} cells; expected {len(names)}, as in the header"
-            )
-        place = f"{path}, line {number}"
-        time = _time(cells[0], place)
-        if is_long:
-            _check_names(place, [cells[1].strip()])
-            yield Row(cells[0], time, [cells[1].strip()], [_value(cells[2], place)])
-        else:
-            yield Row(cells[0], time, names[1:], [_value(cell, place) for cell in cells[1:]])
-
-
-def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            for cells in reader:
-                yield reader.line_num, cells
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
-
-
-def _parquet_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise InputError(f"{path}: Parquet needs pyarrow: pip install 'anomaly-streamer[parquet]'") from error
-    try:
-        file = parquet.ParquetFile(path)
-        yield 1, list(file.schema_arrow.names)
-        number = 1
-        for batch in file.iter_batches():
-            for record in zip(*(_column(column).to_pylist() for column in batch.columns), strict=True):
-                number += 1
-                yield number, [_cell(value) for value in record]
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
-
-
-def _column(column: pyarrow.Array) -> pyarrow.Array:
-    """Python's time has microseconds, and a float of epoch seconds hardly more; pandas writes nanoseconds."""
-    import pyarrow
-
-    kind = column.type
-    if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
-        return column.cast(pyarrow.timestamp("us", kind.tz), safe=False)
-    return column
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(int(value))
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _check_names(place: Path | str, names: list[str]) -> None:
-    for name in names:
-        if not name or name == JOINT:
-            raise InputError(
-                f"{place}: found {name!r} as the name of a series; expected one that is not empty and not *"
-            )
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise InputError(f"{place}: found {', '.join(twice)} more than once; expected a name for each series")
-
-
-def _time(cell: str, place: str) -> float:
-    """Epoch seconds or ISO 8601; without a zone it is UTC."""
-    try:
-        time = _float(cell)
-    except ValueError:
-        try:
-            moment = datetime.fromisoformat(cell.strip())
-            time = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        except (ValueError, OverflowError):
-            time = math.nan
-    if not abs(time) < FARTHEST_SECONDS:
-        raise InputError(f"{place}: found {cell[:40]!r} as a time; expected epoch seconds or ISO 8601")
-    return time
-
-
-def _value(cell: str, place: str) -> float | None:
-    if not cell.strip():
+    def writerow(self, _row: Iterable[object], /) -> None:
         return None
-    try:
-        return _float(cell)
-    except ValueError:
-        raise InputError(f"{place}: found {cell[:40]!r}; expected a number or an empty cell") from None
 
 
-def _float(cell: str) -> float:
-    if "_" in cell:  # Python reads 1_0 as 10
-        raise ValueError
-    return float(cell)
+class Watch(Protocol):
+    """Sees everything that a replay sees, to make more of it than CSV."""
+
+    def take(
+        self, rows: dict[int, Row], rejected: Sequence[str], keys: Sequence[str], batch: Batch, outcome: Outcome
+    ) -> None:
+        """One row of each of these sources: keys of the readings that are no numbers, and of those of the batch."""
+
+    def figures(self) -> list[dict[str, object]]:
+        """What labels have told, source by source; empty without any."""
+
+    def write(self, page: TextIO, counts: dict[str, int]) -> None:
+        """The report."""
 
 
 # --- Order ---
@@ -242,26 +133,38 @@ def replay(
     offline: Weights | None = None,
     lateness_seconds: float = 0.0,
     opened: OnOpened = _ignore,
+    watch: Watch | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, int]:
     """Scores the files side by side and writes one output each. Returns counts: readings, verdicts by kind, alarms.
 
+    `outputs`: empty where no CSV is wanted.
     Rows that are late by at most `lateness_seconds` are scored in their place.
     `offline`: the bidirectional weights of a shard that labels history; the files are then read whole beforehand.
     """
     writers: list[Writer] = [csv.writer(output, lineterminator="\n") for output in outputs]
     for writer in writers:
         writer.writerow(COLUMNS)
-    sources: list[Iterable[Row]] = [read_rows(path) for path in files]
+    if not writers:
+        writers = [Nowhere() for _ in files]
+    reached = [Reached() for _ in files]
+    sources: list[Iterable[Row]] = [read_rows(*each) for each in zip(files, reached, strict=True)]
+    if progress is not None:
+        sizes = [path.stat().st_size for path in files]
+        progress.measure(lambda: sum(size * at.share() for size, at in zip(sizes, reached, strict=True)) / sum(sizes))
     foresight = None
     if offline is not None:
-        sources = [list(rows) for rows in sources]
+        whole = [list(rows) for rows in sources]
+        sources = [*whole]
+        if progress is not None:
+            progress.expect(sum(len(row.values) for rows in whole for row in rows))
         read = [list(InOrder(*each, lateness_seconds).rows()) for each in zip(sources, writers, strict=True)]
         foresight = Foresight(offline, shard, read)
     if lateness_seconds:
         ordered = [InOrder(*each, lateness_seconds) for each in zip(sources, writers, strict=True)]
         sources, writers = [each.rows() for each in ordered], [*ordered]
-    rows = [iter(each) for each in sources]
-    return replay_rows(rows, shard, writers, device_score=device_score, foresight=foresight, opened=opened)
+    rows = [iter(each) if progress is None else progress.follow(each) for each in sources]
+    return replay_rows(rows, shard, writers, device_score=device_score, foresight=foresight, opened=opened, watch=watch)
 
 
 class Foresight:
@@ -306,6 +209,7 @@ def replay_rows(
     device_score: bool,
     foresight: Foresight | None = None,
     opened: OnOpened = _ignore,
+    watch: Watch | None = None,
 ) -> dict[str, int]:
     """The same for rows from anywhere: each source is a device of its own, and its writer gets tuples of `COLUMNS`."""
     left = dict(enumerate(sources))
@@ -319,7 +223,7 @@ def replay_rows(
             else:
                 rows[index] = row
         if rows:
-            _step(shard, rows, writers, counts, foresight, opened, device_score=device_score)
+            _step(shard, rows, writers, counts, foresight, opened, watch, device_score=device_score)
     return counts
 
 
@@ -330,6 +234,7 @@ def _step(
     counts: dict[str, int],
     foresight: Foresight | None,
     opened: OnOpened,
+    watch: Watch | None,
     *,
     device_score: bool,
 ) -> None:
@@ -357,6 +262,9 @@ def _step(
             counts["alarms"] += 1
             index, _, name = change.alarm.key.partition("#")
             opened(int(index), rows[int(index)].text, name, change.alarm)
+    if watch is not None:
+        rejected = [key for row, key in enumerate(keys) if row not in place]
+        watch.take(rows, rejected, good_keys, batch, outcome)
 
     at = 0
     for i, row in rows.items():
@@ -428,31 +336,83 @@ def replay_command(
     device_score: bool,
     offline: Weights | None = None,
     lateness_seconds: float = 0.0,
+    watch: Watch | None = None,
+    report: Path | None = None,
+    as_json: bool = False,
 ) -> int:
-    """Replays to a file, to a folder for several files, or to standard output. Progress and counts go to stderr."""
+    """Replays to a file, to a folder for several files, or to standard output. Progress and counts go to stderr.
+
+    `report`: where `watch` writes; with it, or with `as_json`, no scores go to standard output.
+    """
     for path in files:
         if not path.is_file():
             raise InputError(f"{path}: found no such file; expected CSV or Parquet")
-    if len(files) > 1 and len({path.stem for path in files}) != len(files):
+    if output is not None and len(files) > 1 and len({path.stem for path in files}) != len(files):
         raise InputError("found two files of one name; expected different names, since each names its output")
     shard = make_shard(Registry(max_series, math.inf, math.inf))
+    began = time.monotonic()
+    progress = Progress(sys.stderr)
     with ExitStack() as stack:
+        page = None if report is None else stack.enter_context(_replacing(report, files))
         outputs: list[TextIO] = []
-        for path in files:
-            outputs.append(stack.enter_context(_open(output, path, files)))
+        if output is not None or not (report or as_json):
+            outputs += [stack.enter_context(_open(output, path, files)) for path in files]
+        if report is not None and any(Path(each.name).resolve() == report.resolve() for each in outputs):
+            raise InputError(f"{report}: found the same file as output and as report; expected another --report")
 
         def opened(source: int, time: str, name: str, alarm: Alarm) -> None:
             where = f"{files[source]}: " if len(files) > 1 else ""
-            sys.stderr.write(f"{where}alarm at {time} on {name}: {_told(alarm)}\n")
+            progress.say(f"{where}alarm at {time} on {name}: {_told(alarm)}")
 
-        counts = replay(
-            files, shard, outputs, device_score=device_score, offline=offline, lateness_seconds=lateness_seconds,
-            opened=opened,
-        )  # fmt: skip
+        try:
+            counts = replay(
+                files, shard, outputs, device_score=device_score, offline=offline, lateness_seconds=lateness_seconds,
+                opened=opened, watch=watch, progress=progress,
+            )  # fmt: skip
+        finally:
+            progress.end()
+        if watch is not None and page is not None:
+            try:
+                watch.write(page, counts)
+                page.flush()
+            except OSError as error:
+                raise InputError(f"{report}: cannot be written: {error.strerror}") from error
+    seconds = time.monotonic() - began
+    _tell(counts, watch.figures() if watch else [], seconds, as_json=as_json)
+    return 0
+
+
+def _tell(counts: dict[str, int], figures: list[dict[str, object]], seconds: float, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps({**counts, "seconds": round(seconds, 3), "labels": figures}, indent=2) + "\n")
     always = ("readings", "scored", "alarms")
     sys.stderr.write(", ".join(f"{name} {count}" for name, count in counts.items() if count or name in always) + "\n")
+    for each in figures:
+        told = ", ".join(f"{name} {'-' if value is None else value}" for name, value in each.items())
+        sys.stderr.write(told + "\n")
     if counts["late"] > counts["scored"]:
         sys.stderr.write(
             "most rows are older than the one before and have no score; expected them in the order of time\n"
         )
-    return 0
+
+
+@contextmanager
+def _replacing(path: Path, files: list[Path]) -> Iterator[TextIO]:
+    """A file that takes the place of `path` once all is written; before that, what was there stays."""
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise InputError(f"{path}: found something else than a file; expected --report OUT.html, a file to write")
+    if target.exists() and any(target.samefile(each) for each in files):
+        raise InputError(f"{path}: found the same file as input and as report; expected another --report")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = part.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

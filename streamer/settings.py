@@ -12,6 +12,7 @@ import zoneinfo
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +33,8 @@ from streamer.places import Kind, Known, Layer, Setting
 
 T = TypeVar("T")
 
+SECRETS = ("mqtt.password", "http.password", "webhook.token", "webhook.secret")
+"""Each is the text of the file that NAME_file names."""
 MAX_PACKET_BYTES = 268_435_455  # MQTT 5.0, section 1.5.5: the largest variable byte integer
 
 
@@ -82,6 +85,13 @@ def _host(text: str) -> str:
     return text
 
 
+def _user(text: str) -> str:
+    """RFC 7617, section 2."""
+    if not text or ":" in text:
+        raise ValueError("text without a colon")
+    return _line(text)
+
+
 def _filter(text: str) -> str:
     """MQTT 5.0, section 4.7: `+` and `#` fill a level, `#` is the last one."""
     levels = text.split("/")
@@ -92,6 +102,27 @@ def _filter(text: str) -> str:
     if "#" in levels[:-1] or any(len(level) > 1 and ("#" in level or "+" in level) for level in levels):
         raise ValueError("a topic filter in which + and # fill a whole level, and # is the last one")
     return _line(text)
+
+
+def _topic(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", text):
+        raise ValueError("a topic of letters, digits, _, - and /")
+    return text
+
+
+def _url(text: str) -> str:
+    """RFC 3986, as far as it is of use: no user, whose password would show; no fragment, which is not sent."""
+    if not text:
+        return text
+    expected = "http:// or https://, a host and maybe a port and a path; no user, no fragment, nothing but ASCII"
+    try:
+        parts = urlsplit(text)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise ValueError(expected) from error
+    if not is_whole or "@" in parts.netloc or "#" in text or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(expected)
+    return text
 
 
 def _glob(text: str) -> str:
@@ -135,6 +166,9 @@ def _pattern(text: str) -> str:
 
 Line = Annotated[str, AfterValidator(_line)]
 Host = Annotated[str, AfterValidator(_host)]
+Topic = Annotated[str, AfterValidator(_topic)]
+Url = Annotated[str, AfterValidator(_url)]
+User = Annotated[str, AfterValidator(_user)]
 Filter = Annotated[str, AfterValidator(_filter)]
 Glob = Annotated[str, AfterValidator(_glob)]
 Zone = Annotated[str, AfterValidator(_zone)]
@@ -421,6 +455,76 @@ class Alarms(_Table):
     )
 
 
+class Webhook(_Table):
+    """Alarm events to a web server, besides MQTT: one POST each, tried again until the server has it."""
+
+    url: Url = _set("", "Where each alarm event is posted; empty: nowhere.", form="an address, or empty")
+    token_file: Line = _set(
+        "",
+        "File that holds what is sent as `Authorization: Bearer`.",
+        path="file",
+        form="a path, or empty",
+        reload=True,
+    )
+    token: SecretStr = _set(
+        SecretStr(""),
+        "The token itself; only the secrets directory may say it, as a file `webhook.token`.",
+        reload=True,
+    )
+    secret_file: Line = _set(
+        "",
+        "File that holds the secret by which each event is signed, as Standard Webhooks says.",
+        path="file",
+        form="a path, or empty",
+        reload=True,
+    )
+    secret: SecretStr = _set(
+        SecretStr(""),
+        "The secret itself; only the secrets directory may say it, as a file `webhook.secret`.",
+        reload=True,
+    )
+    ca_file: Line = _set(
+        "",
+        "Certificates of the authorities that may have signed the server's, PEM; empty: those of this machine.",
+        path="file",
+        form="a path, or empty",
+    )
+    timeout_seconds: float = _set(10.0, "How long an attempt may take as a whole.", lower=0.1, upper=300, unit="s")
+    max_events: int = _set(
+        1000,
+        "How many events may wait; the oldest `updated` makes room, or the oldest, and is counted.",
+        lower=1,
+        upper=100_000,
+        unit="events",
+    )
+    retry_hours: float = _set(24.0, "An event that is older is given up.", lower=0.001, upper=720, unit="h")
+
+    @field_validator("token")
+    @classmethod
+    def _is_token(cls, token: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]*", token.get_secret_value()):
+            raise ValueError("one word in ASCII")
+        return token
+
+
+class HomeAssistant(_Table):
+    """Devices, their scores and alarms in Home Assistant, by its MQTT discovery."""
+
+    enabled: bool = _set(False, "Tell Home Assistant of the devices; switched off again, they are removed there.")
+    prefix: Topic = _set("homeassistant", "Its discovery prefix.", form="a topic of letters, digits, _, - and /")
+    include: tuple[Glob, ...] = _set(
+        (),
+        "Globs on the names of devices, which are topics unless a rule says otherwise; if there is one, only those.",
+        form="a list of globs",
+    )
+    max_devices: int = _set(
+        100, "So many devices at most; the first that come, and the log says so.", lower=1, upper=10_000, unit="devices"
+    )
+    every_seconds: float = _set(
+        10.0, "The figures of a device are told no more often; an alarm is told at once.", lower=1, upper=3600, unit="s"
+    )
+
+
 class Metrics(_Table):
     """What Prometheus sees of single series."""
 
@@ -430,12 +534,43 @@ class Metrics(_Table):
     top: int = _set(100, "How many series `top` shows.", lower=1, upper=100_000, unit="series", reload=True)
 
 
+class HttpTls(_Table):
+    """Encryption of the page and of all else that is served by HTTP."""
+
+    enabled: bool = _set(False, "Serve https only; a certificate that is renewed is read at the next start.")
+    cert_file: Line = _set("", "The server's certificate, PEM, with its chain.", path="file", form="a path, or empty")
+    key_file: Line = _set(
+        "", "The private key of `cert_file`, PEM, without a passphrase.", path="file", form="a path, or empty"
+    )
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> HttpTls:
+        if self.enabled != bool(self.cert_file) or self.enabled != bool(self.key_file):
+            raise ValueError("found only some of enabled, cert_file and key_file of http.tls; expected all or none")
+        return self
+
+
 class Http(_Table):
-    """The server of /metrics and of the health checks."""
+    """The server of the page, of /metrics and of the health checks."""
 
     enabled: bool = _set(True, "Serve HTTP.")
     host: Host = _set("127.0.0.1", "Address to listen on; 0.0.0.0 or :: for all of this machine.", form=HOST_FORM)
     port: int = _set(9479, "Port to listen on; 0 takes a free one, which the log names.", lower=0, upper=65_535)
+    username: User = _set("streamer", "Who may see it, where there is a password.", form="text without a colon")
+    password_file: Line = _set(
+        "",
+        "File that holds the password and nothing else; a last line break does not count. Empty: whoever reaches the "
+        "port may see it. /-/healthy and /-/ready never ask for it.",
+        path="file",
+        form="a path, or empty",
+        reload=True,
+    )
+    password: SecretStr = _set(
+        SecretStr(""),
+        "The password itself; only the secrets directory may say it, as a file `http.password`.",
+        reload=True,
+    )
+    tls: HttpTls = HttpTls()
 
 
 class State(_Table):
@@ -544,6 +679,8 @@ class Settings(BaseSettings):
     clock: Clock = Clock()
     model: Model = Model()
     alarms: Alarms = Alarms()
+    webhook: Webhook = Webhook()
+    home_assistant: HomeAssistant = HomeAssistant()
     metrics: Metrics = Metrics()
     http: Http = Http()
     state: State = State()
@@ -721,7 +858,7 @@ def _load(
         places.read_overrides(overrides, known),
     ]
     said.insert(2, _secrets(said, known, environ, secrets))
-    said.append(_password(said))
+    said.append(_secret_files(said))
 
     problems = [problem for layer in said for problem in layer.problems]
     problems += _unreadable(said, known)
@@ -770,29 +907,31 @@ def _secrets(said: Sequence[Layer], known: Known, environ: Mapping[str, str], se
     return Layer()
 
 
-def _password(said: Sequence[Layer]) -> Layer:
-    """What the password file holds."""
-    layer = Layer()
-    file, place = places.effective(said, "mqtt.password_file")
-    _, other = places.effective(said, "mqtt.password")
-    if not isinstance(file, str) or not file:
-        return layer
-    if other:
-        layer.problems.append(f"{place}: the password is already said by {other}; expected one of the two")
-        return layer
-    text, problem = places.read_secret(Path(file))
-    if problem:
-        layer.problems.append(f"{place}: {file}: {problem}")
-    else:
-        layer.put("mqtt.password", text, place)
+def _secret_files(said: Sequence[Layer]) -> Layer:
+    """What the files of secrets hold."""
+    layer = Layer(is_secret=True)
+    for name in SECRETS:
+        file, place = places.effective(said, f"{name}_file")
+        _, other = places.effective(said, name)
+        if not isinstance(file, str) or not file:
+            continue
+        if other:
+            layer.problems.append(f"{place}: {name} is already said by {other}; expected one of the two")
+            continue
+        text, problem = places.read_secret(Path(file))
+        if problem:
+            layer.problems.append(f"{place}: {file}: {problem}")
+        else:
+            layer.put(name, text, place)
     return layer
 
 
 def _unreadable(said: Sequence[Layer], known: Known) -> Iterator[str]:
-    """Files that a setting names and that cannot be read; the password file is read anyway."""
+    """Files that a setting names and that cannot be read; those of secrets are read anyway."""
     for setting in known.settings.values():
         value, place = places.effective(said, setting.name)
-        if setting.file and setting.name != "mqtt.password_file" and isinstance(value, str) and value:
+        is_secret = setting.name.removesuffix("_file") in SECRETS
+        if setting.file and not is_secret and isinstance(value, str) and value:
             try:
                 with Path(value).open("rb"):
                     pass

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 Publish = Callable[[outbox.Outgoing], bool]
 """False: it found no room."""
+HandOn = Callable[[str, Alarm, bytes], None]
+"""What has become of an alarm, the alarm, and the event as it is published."""
 States = Literal["alarm", "all", "off"]
 """Of which series the state is retained at the broker."""
 
@@ -30,13 +32,24 @@ States = Literal["alarm", "all", "off"]
 class Telling:
     """All that the engine says."""
 
-    def __init__(self, instance: str, shard: Shard, publish: Publish, metrics: Metrics, states: States) -> None:
+    def __init__(
+        self,
+        instance: str,
+        shard: Shard,
+        publish: Publish,
+        metrics: Metrics,
+        states: States,
+        hand_on: HandOn = lambda _what, _alarm, _payload: None,
+    ) -> None:
+        """`hand_on` gets each event that is published on MQTT; it must not wait."""
         self._instance = instance
         self._shard = shard
         self._publish = publish
         self._metrics = metrics
         self._states = states
+        self._hand_on = hand_on
         self._touched: set[int] = set()
+        self._anew_at: float | None = None
 
     def changes(self, changes: Sequence[Change], still_open: Sequence[Alarm]) -> None:
         """What has become of alarms; `still_open` are those that are."""
@@ -51,14 +64,17 @@ class Telling:
                 )
             # A fault that moves a hundred fields of one message has a hundred updates: the last one says it all.
             if change.what != "left" and (change.what != "updated" or change is latest[alarm.id]):
-                self.send(outbox.alarm_event(self._instance, change))
+                message = outbox.alarm_event(self._instance, change)
+                self.send(message)
+                self._hand_on(change.what, alarm, message.payload)
             if self._states != "off":
                 # A series that was in alarm and then fell silent has two; the state tells of one that is open.
                 shown = alarm if change.what in ("opened", "updated") else alarm_of.get(key)
                 self.send(outbox.no_series_state(self._instance, key) if shown is None else self._state(shown, key))
 
-    def alarms_anew(self) -> None:
-        """The states of all series in alarm: a broker that was away may have lost what it had retained."""
+    def alarms_anew(self, now: float) -> None:
+        """The states of all series in alarm: a broker may have lost what it had retained, or let it expire."""
+        self._anew_at = now
         if self._states != "off":
             for alarm in self._shard.open_alarms():
                 for key in series_of(alarm):
@@ -70,7 +86,14 @@ class Telling:
             self._touched.update(slots.tolist())
 
     def noted(self, now: float) -> None:
-        """With `all`: the state of each series that has reported since the last time."""
+        """With `all`: the state of each series that has reported since the last time. And of alarms before it expires.
+
+        `now` in epoch seconds.
+        """
+        if self._anew_at is None:
+            self._anew_at = now
+        elif now - self._anew_at >= outbox.STATE_SECONDS / 2:
+            self.alarms_anew(now)
         if not self._touched:
             return
         shard = self._shard

@@ -3,6 +3,7 @@
 streamer/<instance>/status          online | offline, retained
 streamer/<instance>/alarm/<key>     events
 streamer/<instance>/series/<key>    state, retained
+streamer/<instance>/device/<name>   state, retained, for Home Assistant
 streamer/<instance>/command/result  what has become of a command
 
 And the one that it may listen to: streamer/<instance>/command.
@@ -47,7 +48,7 @@ def result_topic(instance: str) -> str:
 
 
 def output_topic(instance: str, kind: str, key: str) -> str:
-    """The topic of one series' output; `kind` is alarm or series.
+    """The topic of one series' output; `kind` is alarm, series or device.
 
     A topic that a broker would not take, too long or too deep, ends in the key's SHA-256 instead of the key.
     """

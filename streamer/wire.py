@@ -17,8 +17,10 @@ class HandshakeError(OSError):
     """The other side took the connection, and then ended it or was silent instead of speaking TLS; `__cause__` says."""
 
 
-def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> ssl.SSLContext:
-    """Verification of the broker's certificate and name, with a certificate of our own where one is given.
+def tls_context(
+    ca_file: str = "", cert_file: str = "", key_file: str = "", *, setting: str = "mqtt.tls"
+) -> ssl.SSLContext:
+    """Verification of the other side's certificate and name, with a certificate of our own where one is given.
 
     Raises ServiceError for a file that cannot be read or is not what it should be. An empty `ca_file` means the
     authorities that this machine trusts.
@@ -29,7 +31,7 @@ def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> s
             context.load_verify_locations(ca_file)
         except OSError as error:
             raise ServiceError(
-                f"mqtt.tls.ca_file: {ca_file} cannot be used: {in_words(error)}; expected certificates in PEM form"
+                f"{setting}.ca_file: {ca_file} cannot be used: {in_words(error)}; expected certificates in PEM form"
             ) from error
     else:
         context.load_default_certs()
@@ -38,7 +40,7 @@ def tls_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> s
             context.load_cert_chain(cert_file, key_file, password=_no_passphrase)
         except OSError as error:
             raise ServiceError(
-                f"mqtt.tls.cert_file: {cert_file} with the key {key_file} cannot be used: {in_words(error)}; "
+                f"{setting}.cert_file: {cert_file} with the key {key_file} cannot be used: {in_words(error)}; "
                 "expected a certificate and its own private key, in PEM form, without a passphrase"
             ) from error
     return context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from models import features
@@ -9,20 +10,24 @@ from models import weights as weights_files
 from models.step import cuda_is_available, kernel_trouble, state_size
 from streamer.errors import ModelError
 from streamer.payloads import Decoder, Rule
+from streamer.payloads.globs import compile_globs
 from streamer.registry import Registry
 from streamer.settings import Settings
 from streamer.shard import FindWeights, Shard
+from streamer.sinks import discovery
 from streamer.topics import own_prefix
 
+DEVICE_CACHE_BYTES = 1 << 20
 LEAST_CACHE_BYTES, CACHE_BYTES = 16 << 20, 2700  # for the names of topics and fields; the latter a series
 
 
 def decoder_from(settings: Settings) -> Decoder:
     """The decoder of payloads that `input` describes; it never reads this instance's own output."""
-    given = settings.input
+    given, theirs = settings.input, settings.home_assistant
+    births = (discovery.birth_topic(theirs.prefix),) if theirs.enabled else ()
     return Decoder(
         include=given.include,
-        exclude=given.exclude,
+        exclude=(*given.exclude, discovery.all_configs(theirs.prefix), *births),
         own_prefix=own_prefix(settings.instance),
         rules=tuple(Rule(**rule.model_dump()) for rule in given.rules),
         booleans=given.booleans,
@@ -32,6 +37,18 @@ def decoder_from(settings: Settings) -> Decoder:
         max_fields=given.max_fields,
         cache_bytes=max(LEAST_CACHE_BYTES, CACHE_BYTES * settings.limits.max_series),
     )
+
+
+def device_of_from(settings: Settings) -> Callable[[str], str]:
+    """The name of a series' device; for one thread, and with little memory of its own."""
+    rules = tuple(Rule(**rule.model_dump()) for rule in settings.input.rules)
+    return Decoder(rules=rules, cache_bytes=DEVICE_CACHE_BYTES).device
+
+
+def is_included_from(settings: Settings) -> Callable[[str], bool]:
+    """Whether Home Assistant is to be told of a device of that name."""
+    wanted = compile_globs(settings.home_assistant.include, "/")
+    return lambda name: wanted is None or wanted.fullmatch(name) is not None
 
 
 def weights_path(settings: Settings) -> Path:

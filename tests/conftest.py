@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 
 import pytest
 
@@ -30,9 +31,7 @@ if not Path("/dev/nvidiactl").exists():  # before torch imports Triton, which de
 P = ParamSpec("P")
 S = TypeVar("S", bound=Server)
 
-ABSENT = pytest.StashKey[Counter[str]]()
-WITHOUT_RECORDINGS = pytest.StashKey[list[str]]()
-WITHOUT_CUDA = pytest.StashKey[list[str]]()
+ABSENT = re.compile(r"ABSENT: (.+?): (.+)")
 
 # Taken out of the environment, since there a STREAMER_... that is no setting is refused.
 QUALITY_DATA = os.environ.pop("STREAMER_QUALITY_DATA", None)
@@ -71,48 +70,41 @@ class StartAlertmanager(Protocol):
     def __call__(self, *, config: str) -> Alertmanager: ...
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ABSENT] = Counter()
-    config.stash[WITHOUT_RECORDINGS] = []
-    config.stash[WITHOUT_CUDA] = []
+def skip_absent(what: str, remedy: str) -> NoReturn:
+    """Skip the test that asks, and say so again at the end."""
+    pytest.skip(f"ABSENT: {what}: {remedy}")
 
 
-def require(config: pytest.Config, *names: str) -> None:
+def require(*names: str) -> None:
     """Skip the test that asks, with a loud reason, when one of the programs is absent; fail it under CI=true."""
     for name in names:
         if find_program(name) is None:
-            config.stash[ABSENT][name] += 1
             debian = "mosquitto prometheus prometheus-alertmanager openssl strace faketime e2fsprogs util-linux"
             debian += " systemd systemd-container mmdebstrap podman buildah runc netavark aardvark-dns iptables"
             debian += " kubernetes-client"
-            reason = f"SERVER ABSENT: {name!r} is not installed (Debian: apt-get install {debian})"
+            remedy = f"apt-get install {debian}, on Debian"
             if os.environ.get("CI") == "true":
-                pytest.fail(f"{reason}; CI=true makes this a failure", pytrace=False)
-            pytest.skip(reason)
+                pytest.fail(f"ABSENT: {name}: {remedy}; CI=true makes this a failure", pytrace=False)
+            skip_absent(name, remedy)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("server"):
-        require(item.config, *marker.args)
+        require(*marker.args)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    absent = config.stash[ABSENT]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was absent, from the reports: they come from the processes of pytest-xdist, too."""
+    absent: Counter[tuple[str, str]] = Counter()
+    for outcome in ("skipped", "error", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            if found := ABSENT.search(reason):
+                absent[found[1], found[2]] += 1
     if absent:
-        terminalreporter.section("ABSENT SERVERS: not everything was tested", sep="!", red=True, bold=True)
-        for name, count in sorted(absent.items()):
-            terminalreporter.line(f"{name} is not installed: {count} tests did not run", red=True)
-    skipped = config.stash[WITHOUT_RECORDINGS]
-    if skipped:
-        terminalreporter.section("ABSENT RECORDINGS: detection quality was not tested", sep="!", red=True, bold=True)
-        terminalreporter.line(
-            f"set STREAMER_QUALITY_DATA, see docs/quality.md: {len(skipped)} tests did not run", red=True
-        )
-
-    without_cuda = config.stash[WITHOUT_CUDA]
-    if without_cuda:
-        terminalreporter.section("ABSENT CUDA DEVICE: nothing was tested on a GPU", sep="!", red=True, bold=True)
-        terminalreporter.line(f"torch sees no CUDA device: {len(without_cuda)} tests did not run", red=True)
+        terminalreporter.section("ABSENT: not everything was tested", sep="!", red=True, bold=True)
+    for (what, remedy), count in sorted(absent.items()):
+        terminalreporter.line(f"{what}: {count} tests did not run; {remedy}", red=True)
 
 
 def started_in_own_directory(
@@ -131,14 +123,22 @@ def started_in_own_directory(
 
 
 @pytest.fixture
-def cuda(request: pytest.FixtureRequest) -> str:
+def cuda() -> str:
     """The name of the GPU's device; without one the test is skipped, loudly."""
     import torch
 
     if not torch.cuda.is_available():
-        request.config.stash[WITHOUT_CUDA].append(request.node.nodeid)
-        pytest.skip("CUDA DEVICE ABSENT: torch sees none")
+        skip_absent("a CUDA device", "nothing was tried on a GPU")
     return "cuda"
+
+
+@pytest.fixture(scope="session")
+def chromium_program() -> str:
+    """A browser; without one the test is skipped, loudly."""
+    found = find_program("chromium")
+    if found is None:
+        skip_absent("chromium", "apt-get install chromium fonts-dejavu-core, on Debian")
+    return found
 
 
 @pytest.fixture
@@ -150,41 +150,38 @@ def interpreter() -> str:
 
 
 @pytest.fixture
-def quality_data(request: pytest.FixtureRequest) -> Path:
+def quality_data() -> Path:
     """The folder of labelled recordings, which are not ours to ship; without it the test is skipped, loudly."""
     beside = Path(__file__).parent.parent.parent / "shared" / "quality"
     folder = Path(QUALITY_DATA or beside)
     if not (folder / "data").is_dir():
-        request.config.stash[WITHOUT_RECORDINGS].append(request.node.nodeid)
-        pytest.skip(f"RECORDINGS ABSENT: found no {folder}; set STREAMER_QUALITY_DATA to the folder of the recordings")
+        skip_absent("recordings", f"set STREAMER_QUALITY_DATA to their folder, see docs/quality.md; found no {folder}")
     return folder
 
 
 @pytest.fixture
-def mosquitto(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartBroker]:
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartBroker]:
     """Starts brokers, as many as a test wants: `broker = mosquitto(users={"ann": "secret"})`."""
-    require(request.config, "mosquitto", "mosquitto_passwd")
+    require("mosquitto", "mosquitto_passwd")
     yield from started_in_own_directory(start_broker, "mosquitto", tmp_path_factory)
 
 
 @pytest.fixture
-def prometheus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPrometheus]:
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPrometheus]:
     """Starts Prometheus servers: `prometheus(target_port=9110).query("up")`."""
-    require(request.config, "prometheus")
+    require("prometheus")
     yield from started_in_own_directory(start_prometheus, "prometheus", tmp_path_factory)
 
 
 @pytest.fixture
-def alertmanager(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StartAlertmanager]:
+def alertmanager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartAlertmanager]:
     """Starts Alertmanagers: `alertmanager(config=text)`."""
-    require(request.config, ALERTMANAGER)
+    require(ALERTMANAGER)
     yield from started_in_own_directory(start_alertmanager, "alertmanager", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def certificates(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """One set for the whole session; nothing in it changes."""
-    require(request.config, "openssl")
+    require("openssl")
     return make_certificates(tmp_path_factory.mktemp("certificates"))

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from models import synthetic
 from streamer.readings import Float64
-from streamer.replay import COLUMNS, JOINT, Row
+from streamer.replay import COLUMNS
+from streamer.rows import JOINT, Row
 from tests.streams import START
 
 FAULTS = ("spike", "step", "burst", "drift")

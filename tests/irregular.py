@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from streamer.registry import Registry
-from streamer.replay import InOrder, Row, Writer, replay_rows
+from streamer.replay import InOrder, Writer, replay_rows
+from streamer.rows import Row
 from streamer.shard import Shard
 from tests.devices import Device, Heard, make, tell
 from tests.streams import shipped_weights

@@ -49,7 +49,8 @@ as a whole.
 - **Files in the secrets directory** are named like the setting, with a dot or with `__`, as systemd's `LoadCredential`,
   Docker and Kubernetes mount them. The text of the file is the value; one line break at its end does not count.
 - **The password of the broker** is the text of the file `mqtt.password` there, or of the file that `mqtt.password_file`
-  names. Anywhere else it is refused, since others can read those places. No log, error or answer shows it.
+  names. Anywhere else it is refused, since others can read those places. No log, error or answer shows it. The same
+  holds of `webhook.token` and `webhook.secret`.
 - **Unknown files** in the secrets directory are refused, but for names that begin with a dot and for files that a
   setting names, such as a certificate. In systemd's `$CREDENTIALS_DIRECTORY`, which holds all credentials of a service,
   only a file whose name is nearly that of a setting is refused.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -490,3 +492,125 @@ def test_replay_tells_alarms_and_what_had_no_verdict(tmp_path: Path, capsys: pyt
     counts, advice = capsys.readouterr().err.splitlines()
     assert counts == "readings 300, scored 0, warming 1, late 299, alarms 0"
     assert "in the order of time" in advice
+
+
+def odd_oven(folder: Path) -> Path:
+    """A recording in which reading 250 is odd."""
+    rows = [f"{60 * k},{20 + 0.1 * (k * 7919 % 13)}" for k in range(300)]
+    rows[250] = f"{60 * 250},90"
+    path = folder / "oven.csv"
+    path.write_text("\n".join(["time,oven", *rows]))
+    return path
+
+
+def test_replay_prints_counts_and_figures_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One object on standard output, and no scores there; with --output they go to their file as ever."""
+    recording, labels, scores = odd_oven(tmp_path), tmp_path / "labels.csv", tmp_path / "scores.csv"
+    labels.write_text(f"start,end\n{60 * 249},{60 * 252}\n{60 * 100},{60 * 110}\n")
+    for output in ([], ["--output", str(scores)]):
+        status, out, _ = run(capsys, "replay", str(recording), "--labels", str(labels), "--json", *output)
+        assert status == 0
+        found = json.loads(out)
+        assert (found["readings"], found["scored"], found["warming"], found["alarms"]) == (300, 280, 20, 1)
+        (figures,) = found["labels"]
+        assert (figures["events"], figures["caught"], figures["false_alarms"], figures["rows"]) == (2, 1, 0, 300)
+        assert (figures["delay"], figures["delay_seconds"]) == (0.25, 60.0)
+    assert len(scores.read_text().splitlines()) == 301
+    assert json.loads(run(capsys, "replay", str(recording), "--json")[1])["labels"] == []
+
+
+def test_figures_of_labels_are_told_to_people_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard error, after the counts."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("start,end\n6000,6600\n")
+    _, out, err = run(capsys, "replay", str(odd_oven(tmp_path)), "--labels", str(labels))
+    assert len(out.splitlines()) == 301
+    assert err.splitlines()[-1] == (
+        "file oven.csv, rows 300, events 1, caught 0, delay -, delay_seconds -, alarms 1, false_alarms 1, "
+        "false_alarms_per_10k_rows 33.3333, labels_without_rows 0"
+    )
+
+
+def test_with_a_report_no_scores_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One page; beside it nothing is left, and --output has the very scores that it has without a report."""
+    recording, page, scores = odd_oven(tmp_path), tmp_path / "out" / "page.html", tmp_path / "scores.csv"
+    plain = run(capsys, "replay", str(recording))[1]
+    status, out, _ = run(capsys, "replay", str(recording), "--report", str(page))
+    assert (status, out) == (0, "")
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+    assert run(capsys, "replay", str(recording), "--report", str(page), "--output", str(scores))[1] == ""
+    assert scores.read_text() == plain
+
+
+def test_a_report_is_whole_or_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A replay that fails leaves the old page; an input is never overwritten, a bad target told before any work."""
+    recording, page = odd_oven(tmp_path), tmp_path / "page.html"
+    bad = tmp_path / "bad.csv"
+    bad.write_text("time,a\n0,1\n60,x\n")
+    page.write_text("the old one")
+    assert run(capsys, "replay", str(bad), "--report", str(page))[0] == 2
+    assert page.read_text() == "the old one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.csv", "oven.csv", "page.html"]
+    before = recording.read_bytes()
+    status, _, err = run(capsys, "replay", str(recording), "--report", str(recording))
+    assert (status, recording.read_bytes()) == (2, before)
+    assert "same file as input and as report" in err
+    labels = tmp_path / "labels.csv"
+    labels.write_text("start,end\n0,1\n")
+    for target, complaint in (
+        (recording / "page.html", "page.html: cannot be written"),
+        (tmp_path, "found something else than a file"),
+        (Path(os.devnull), "found something else than a file"),
+        (labels, "same file as labels and as report"),
+        (tmp_path / "new.csv", "same file as output and as report"),
+    ):
+        options = ["--report", str(target), "--labels", str(labels), "--output", str(tmp_path / "new.csv")]
+        status, _, err = run(capsys, "replay", str(recording), *options)
+        assert status == 2
+        assert complaint in err
+    assert labels.read_text() == "start,end\n0,1\n"
+    page.unlink()
+    (tmp_path / "real.html").touch()
+    page.symlink_to(tmp_path / "real.html")
+    assert run(capsys, "replay", str(recording), "--report", str(page))[0] == 0
+    assert page.is_symlink()
+    assert "oven.csv" in (tmp_path / "real.html").read_text()
+
+
+def test_labels_are_one_for_all_files_or_one_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the order of the files; anything else is refused."""
+    (tmp_path / "a").mkdir()
+    files = [str(odd_oven(tmp_path)), str(odd_oven(tmp_path / "a"))]
+    hit, miss = tmp_path / "hit.csv", tmp_path / "miss.csv"
+    hit.write_text("start,end\n14900,15100\n")
+    miss.write_text("start,end\n100,200\n")
+
+    def caught(*labels: Path) -> list[int]:
+        options = [word for path in labels for word in ("--labels", str(path))]
+        return [each["caught"] for each in json.loads(run(capsys, "replay", *files, "--json", *options)[1])["labels"]]
+
+    assert caught(hit) == [1, 1]
+    assert caught(hit, miss) == [1, 0]
+    status, _, err = run(capsys, "replay", *files, *["--labels", str(hit)] * 3)
+    assert status == 2
+    assert "found 3 times --labels for 2 files" in err
+
+
+def test_a_terminal_sees_how_far_a_replay_has_come(tmp_path: Path) -> None:
+    """A line that renews itself and is gone in the end; the counts stay."""
+    rows = "".join(f"{60 * k},{k % 13}\n" for k in range(3000))
+    (tmp_path / "x.csv").write_text("time,x\n" + rows)
+    ours, its = os.openpty()
+    command = [sys.executable, "-m", "streamer", "replay", str(tmp_path / "x.csv"), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its)
+    os.close(its)
+    told = b""
+    with suppress(OSError):  # Linux says EIO where nobody has the other end any more
+        while piece := os.read(ours, 4096):
+            told += piece
+    os.close(ours)
+    assert json.loads(process.communicate(timeout=30)[0])["readings"] == 3000
+    shown = re.findall(r"\r(\d+)%: (\d+) readings, \d+ a second, about \d+ s left\x1b\[K", told.decode())
+    assert shown
+    assert all(int(done) / 30 - 2 <= int(share) <= 100 for share, done in shown)  # what is read ahead counts as done
+    assert re.search(r"\r\x1b\[Kreadings 3000, scored \d+, warming \d+.*\r\n$", told.decode())

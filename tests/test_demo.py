@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from streamer.demo.plant import Began, Ended, Plant, Report
 from streamer.demo.watch import AlarmEvent, Counters
 from streamer.errors import ServiceError, StreamerError
 from streamer.payloads import Columns, Decoder
+from tests.end_to_end.daemon import StrictClient
 from tests.servers import answers, free_port
 from tests.waiting import wait_until
 
@@ -302,15 +304,37 @@ def account_of(output: str) -> list[int]:
 
 
 def test_a_short_demo_stops_by_itself_and_its_account_agrees_with_its_exit_status() -> None:
-    """Twenty seconds: faults come, the account adds up, the status tells whether one was caught, stderr stays empty."""
-    with demo("--seconds", "20") as process:
+    """Twenty seconds: faults come, the account adds up, the status tells whether one was caught, stderr stays empty.
+
+    What is published meanwhile is by the published schemas.
+    """
+    port, heard = free_port(), StrictClient(MQTTProtocolVersion.MQTTv5)
+    with demo("--seconds", "20", "--port", str(port)) as process:
+        wait_until(lambda: answers(port), 20, "the broker")
+        heard.connect(HOST, port)
+        heard.subscribe("streamer/demo/#")
+        heard.loop_start()
         output, complaints = process.communicate(timeout=60)
+        heard.disconnect()
+        heard.loop_stop()
+    assert heard.complaints == []
+    assert heard.documents["alarm"] >= output.count("ALARM")
     injected, caught, missed, _ = account_of(output)
     assert complaints == ""
     assert injected == caught + missed >= 1
     assert output.count("begins:") == injected
     assert process.returncode == (0 if caught else 1)
     assert re.search(r"scored +[\d,]+ readings/s of 55 series", output)
+
+
+def test_with_json_the_account_is_all_that_is_on_standard_output() -> None:
+    """What is told on the way goes to standard error."""
+    with demo("--seconds", "3", "--json") as process:
+        output, told = process.communicate(timeout=60)
+    account = json.loads(output)
+    assert list(account) == ["injected", "caught", "missed", "false_alarms"]
+    assert list(account.values()) == account_of(told)
+    assert process.returncode == (0 if account["caught"] else 1)
 
 
 def test_interrupt_stops_the_demo_within_five_seconds_and_still_gives_the_account() -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from streamer import settings
 from streamer.places import CONFIG_VARIABLE, SECRETS_VARIABLE, variable
-from tests.conftest import ABSENT
+from tests.conftest import skip_absent
 from tests.servers import program
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +137,7 @@ def test_each_service_has_no_more_than_it_needs(name: str) -> None:
     assert service["read_only"] is True
     assert {"mem_limit", "pids_limit"} <= service.keys()
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
-    assert name == "streamer" or re.fullmatch(r"docker\.io/\S+:v?\d+\.\d+\.\d+", service["image"])
+    assert name == "streamer" or re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", service["image"])
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert "privileged" not in service
     assert name == "passwords" or "healthcheck" in service
@@ -404,11 +404,10 @@ def test_the_manifests_belong_together() -> None:
 
 
 @pytest.mark.slow
-def test_the_service_monitor_is_one_of_the_operators(request: pytest.FixtureRequest) -> None:
+def test_the_service_monitor_is_one_of_the_operators() -> None:
     """By the schema of the operator's own definition; an interval that is none is found."""
     if shutil.which("node") is None or not (OPERATOR / "node_modules").is_dir():
-        request.config.stash[ABSENT]["@kubernetes-models/prometheus-operator"] += 1
-        pytest.skip("@kubernetes-models/prometheus-operator is not installed: npm ci --prefix tests/kubernetes")
+        skip_absent("@kubernetes-models/prometheus-operator", "npm ci --prefix tests/kubernetes")
     text = json.dumps(yaml.safe_load((DEPLOY / "kubernetes/servicemonitor.yaml").read_text()))
     for wanted, given in ((True, text), (False, text.replace('"15s"', '"15 seconds"'))):
         done = run("node", OPERATOR / "validate.js", text=given)

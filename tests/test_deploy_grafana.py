@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ABSENT
+from tests.conftest import skip_absent
 from tests.test_deploy_prometheus import ALERTS, EXPORTED
 
 ROOT = Path(__file__).parent.parent
@@ -76,12 +76,10 @@ def test_a_click_on_a_series_leads_to_its_dashboard() -> None:
 
 
 @pytest.mark.slow
-def test_dashboards_fit_grafanas_types(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_dashboards_fit_grafanas_types(tmp_path: Path) -> None:
     """`tsc` against @grafana/schema takes each dashboard, and none with a wrong key or value."""
     if shutil.which("node") is None or not (TYPES / "node_modules").is_dir():
-        reason = "@grafana/schema is not installed: npm ci --prefix tests/grafana"
-        request.config.stash[ABSENT]["@grafana/schema"] += 1
-        pytest.skip(reason)
+        skip_absent("@grafana/schema", "npm ci --prefix tests/grafana")
     shutil.copy(TYPES / "schema.ts", tmp_path)
     (tmp_path / "node_modules").symlink_to(TYPES / "node_modules")
     texts = {name: (FOLDER / "dashboards" / f"{name}.json").read_text() for name in NAMES}

@@ -20,6 +20,7 @@ from streamer.engine import (
     LARGEST_VALUE,
     MAX_BATCH,
     MESSAGE_REJECTIONS,
+    MOST_CLOSED,
     READING_REJECTIONS,
     STALE_SECONDS,
     STUCK_SECONDS,
@@ -88,6 +89,9 @@ class Bench:
         self.saves = 0
         self.remembered: list[Alarm] = []
         self.times_remembered = 0
+        self.handed_on: list[tuple[str, Alarm, bytes]] = []
+        self.overheard: list[Message] = []
+        self.forgotten: list[str] = []
         self.is_hearing = True
         self.connection = 1
         self.room = room
@@ -110,6 +114,9 @@ class Bench:
             silent=silent,
             publish_series=publish_series,
             takes_commands=True,
+            hand_on=lambda what, alarm, payload: self.handed_on.append((what, alarm, payload)),
+            listeners={"private/birth": self.overheard.append},
+            forgotten=self.forgotten.extend,
         )
         self.metrics.watch_series(lambda: self.engine.table)
 
@@ -377,6 +384,32 @@ def test_a_turn_without_messages_is_no_turn_of_the_counters() -> None:
     assert bench.engine.trouble() is None
 
 
+# --- Who else is told ---
+
+
+def test_each_event_is_handed_on_as_it_is_published() -> None:
+    """In their order, with the alarm: opened, updated, closed; nothing that is not published."""
+    bench = Bench(weights=shipped_weights())
+    bench.report("oven", [*noise(60).tolist(), 60.0, 90.0, 300.0, *noise(60, 1).tolist()])
+    published = [message.payload for message in bench.published if "/alarm/" in message.topic]
+    assert [payload for _, _, payload in bench.handed_on] == published
+    told = [what for what, _, _ in bench.handed_on]
+    assert (told[0], told[-1], set(told[1:-1])) == ("opened", "closed", {"updated"})
+    updates = [alarm.readings for what, alarm, _ in bench.handed_on if what == "updated"]
+    assert len(set(updates)) == len(updates)  # by which a receiver tells them apart
+    assert len({alarm.id for _, alarm, _ in bench.handed_on}) == 1
+
+
+def test_a_topic_that_is_no_sensor_can_be_listened_to() -> None:
+    """Retained or not; it is counted as what it is, and becomes no series."""
+    bench = Bench(exclude=("private/**",))
+    bench.turn(bench.say("private/birth", "online"), bench.say("private/other", "1"), bench.say("plant/a", "1"))
+    bench.turn(bench.say("private/birth", "online", retain=True))
+    assert [(m.payload, m.retain) for m in bench.overheard] == [(b"online", False), (b"online", True)]
+    assert bench.numbers()["messages_ignored_total", ""] == 3
+    assert len(bench.shard.registry) == 1
+
+
 # --- Idle series make room ---
 
 
@@ -404,6 +437,7 @@ def test_idle_series_make_room_and_what_reports_stays() -> None:
     assert (numbers["series_evicted_total", ""], numbers["series_refused_total", "full"]) == (1, 2)
     assert numbers["series", ""] == 3
     assert bench.states("gone/b")[-1] == b""
+    assert bench.forgotten == ["gone/b"]
     assert bench.engine.table is not None
     assert bench.engine.table.keys == ["busy", "new"]
 
@@ -430,6 +464,37 @@ def test_a_flood_evicts_nobody_who_reports_and_the_others_no_faster_than_it_is_l
     assert [f"known/{n}" in bench.shard.registry for n in range(5)] == [True] * 5
     assert 6 <= numbers["series_evicted_total", ""] <= 6 + 6 + 1
     assert numbers["series", ""] <= 20
+
+
+def test_a_chart_of_a_series_that_is_forgotten_does_not_go_on_with_another_ones_readings() -> None:
+    """The slot is another's; who looks on is told that the series is no more."""
+    bench = Bench(max_series=1)
+    bench.report("old", [1.0])
+    traces = bench.engine.traces
+    assert traces.follow(bench.shard, "old", 1e12, -1, -1) is not None
+    bench.clock.advance(IDLE_SECONDS)
+    for value in (7.0, 8.0, 9.0):
+        bench.report("new", [value], every=1.0)
+    assert "new" in bench.shard.registry
+    assert len(traces) == 0
+    assert traces.follow(bench.shard, "old", 1e12, -1, -1) is None
+
+
+def test_alarms_that_were_closed_are_kept_for_who_looks_on_but_not_all() -> None:
+    """The last ones, the newest at the end; a list that somebody has is never changed."""
+    bench = Bench(max_series=MOST_CLOSED + 20)
+    topics = [f"oven/{k}" for k in range(MOST_CLOSED + 10)]
+    for _ in range(60):
+        bench.clock.advance(60)
+        bench.turn(*(bench.say(topic, 20.0) for topic in topics))
+    bench.clock.advance(3600)
+    bench.turn()
+    assert len(bench.engine.alarms) == len(topics)
+    before = bench.engine.closed_alarms
+    bench.turn(*(bench.say(topic, 20.0) for topic in topics))
+    assert before == ()
+    assert [alarm.key for alarm in bench.engine.closed_alarms] == topics[-MOST_CLOSED:]
+    assert not bench.engine.alarms
 
 
 def test_the_alarm_of_a_series_that_is_forgotten_closes_with_a_reason() -> None:
@@ -995,6 +1060,19 @@ def test_a_series_that_joined_after_the_last_snapshot_leaves_no_state_behind() -
     second.turn()
     assert second.events() == []
     assert oven_states(second) == [("power", None), ("temperature", first.remembered[0].id)]
+
+
+def test_states_of_open_alarms_are_published_again_before_they_expire() -> None:
+    """An alarm that stays open for days, of a device that is silent by now, is there for whoever comes late."""
+    bench = Bench(weights=shipped_weights(), silent=False)
+    bench.report("oven", [*noise(60).tolist(), 90.0])
+    said = bench.states("oven")
+    for hours in (23, 47, 71, 95):
+        bench.clock.advance(START + hours * 3600.0 - bench.clock.now())
+        bench.turn()
+        assert len(bench.states("oven")) - len(said) == (hours + 1) // 24 - 1
+    assert set(bench.states("oven")) == set(said)
+    assert {message.expiry_seconds for message in bench.published if "/series/" in message.topic} == {48 * 3600}
 
 
 def test_states_of_open_alarms_are_published_again_when_the_broker_is_back() -> None:

@@ -1,30 +1,34 @@
-"""The HTTP server: three paths, two methods, and nobody who can stall it."""
+"""The HTTP server: few paths, two methods, and nobody who can stall it; streams, TLS and a password."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import http.client
 import resource
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streamer.answers import Answer, Request, Stream
 from streamer.errors import ServiceError
 from streamer.exposition import SeriesTable
-from streamer.http import Limits, Server
+from streamer.http import Limits, Server, tls_context
 from streamer.metrics import Metrics
 from tests.conftest import StartPrometheus
-from tests.servers import HOST, free_port
+from tests.servers import HOST, Certificates, free_port
 from tests.test_exposition import HOSTILE
 from tests.waiting import wait_until
 
@@ -465,6 +469,257 @@ def test_answers_that_nobody_reads_do_not_fill_memory() -> None:
         sizes = [received(client) for client in clients]
     assert all(size < len(daemon.body) for size in sizes[:4])
     assert sizes[5] > len(daemon.body)
+
+
+# --- The page: other paths, and answers that go on ---
+
+
+@dataclass
+class PageStub:
+    """Two paths; the stream goes on with whatever is put into `said`."""
+
+    said: list[bytes] = field(default_factory=lambda: [b"data: 1\n\n"])
+    asked: list[Request] = field(default_factory=list)
+
+    def answer(self, request: Request) -> Answer | Stream | None:
+        self.asked.append(request)
+        if request.path == "/":
+            return Answer(HTTPStatus.OK, b"<p>", "text/html", (("Content-Security-Policy", "default-src 'self'"),))
+        return Stream(lambda: iter(self.said), "text/event-stream", 0.05) if request.path == "/follow" else None
+
+    def server(self, **options: object) -> Server:
+        daemon = Daemon()
+        return Server(HOST, 0, daemon.render, lambda: daemon.healthy, lambda: daemon.ready, page=self.answer, **options)  # type: ignore[arg-type]  # tls, password, limits
+
+
+FOLLOW = b"GET /follow HTTP/1.1\r\n\r\n"
+
+
+def begins(client: socket.socket) -> bytes:
+    """What has come once the first piece is there."""
+    answer = b""
+    while b"data: 1" not in answer:
+        answer += client.recv(4096)
+    return answer
+
+
+def test_the_page_gets_what_nobody_else_answers_and_may_set_its_own_policy() -> None:
+    """Path and query undecoded; its header replaces the server's, the others stay."""
+    page = PageStub()
+    with running(page.server()) as server:
+        found = ask(server.port, "/?a=%20b")
+        assert ask(server.port, "/%2e%2e/etc").status == 404
+        assert ask(server.port, "/", "POST").status == 405
+        assert ask(server.port, "/metrics").status == 200
+    assert [(each.path, each.query) for each in page.asked] == [("/", "a=%20b"), ("/%2e%2e/etc", "")]
+    assert found.headers.get_all("Content-Security-Policy") == ["default-src 'self'"]
+    assert found.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_stream_goes_on_and_leaves_the_places_of_others_alone() -> None:
+    """Though it is the oldest connection, it makes no room; what is said later comes later."""
+    page = PageStub()
+    with running(page.server(limits=Limits(connections=2))) as server, connect(server.port) as client:
+        client.sendall(FOLLOW)
+        head = begins(client)
+        for _ in range(5):
+            assert ask(server.port, "/-/healthy").status == 200
+        page.said = [b"data: ", b"2\n\n"]
+        while b"data: 2" not in (more := client.recv(4096)):
+            assert more
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"Content-Type: text/event-stream\r\n" in head
+    assert b"Content-Length" not in head
+
+
+def test_streams_are_bounded_and_a_place_is_free_when_a_page_is_closed() -> None:
+    """The next one hears why; a client that goes away is noticed with the next piece."""
+    threads_before = threading.active_count()
+    with running(PageStub().server(limits=Limits(streams=2))) as server:
+        with connect(server.port) as one, connect(server.port) as two:
+            for client in (one, two):
+                client.sendall(FOLLOW)
+                begins(client)
+            assert ask(server.port, "/follow").status == 503
+            assert ask(server.port, "/follow", "POST").status == 405
+        wait_until(lambda: threading.active_count() <= threads_before + 1, 10, "the places to be free")
+        with connect(server.port) as client:
+            client.sendall(FOLLOW)
+            begins(client)
+
+
+def test_head_of_a_stream_ends() -> None:
+    """It has no body."""
+    with running(PageStub().server()) as server:
+        assert exchange(server.port, b"HEAD /follow HTTP/1.1\r\n\r\n").endswith(b"\r\n\r\n")
+
+
+def test_who_does_not_read_a_stream_is_dropped() -> None:
+    """And costs nothing any more."""
+    threads_before = threading.active_count()
+    page = PageStub([b"data: 1\n\n" * 1_000_000])
+    limits = Limits(piece_seconds=0.2)
+    with running(page.server(limits=limits)) as server, connect(server.port, receive_buffer=4096) as client:
+        client.sendall(FOLLOW)
+        wait_until(lambda: page.asked, 5, "the request to be read")
+        wait_until(lambda: threading.active_count() <= threads_before + 1, 5, "the thread to end")
+
+
+def test_a_stop_waits_for_no_stream() -> None:
+    """Nor for the pause between two pieces."""
+    threads_before = threading.active_count()
+    server = PageStub().server()
+    server.start()
+    with connect(server.port) as client:
+        client.sendall(FOLLOW)
+        begins(client)
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 0.4
+    assert threading.active_count() <= threads_before
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
+        ({"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),  # a link
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403),
+        ({"Host": "evil.example"}, 421),
+    ],
+)
+def test_other_sites_may_not_use_it(headers: dict[str, str], status: int) -> None:
+    """Neither under their own name nor from their own pages; a link may lead here."""
+    with running(PageStub().server()) as server:
+        assert ask(server.port, "/", headers=headers).status == status
+
+
+# --- Who may see it ---
+
+
+def basic(text: str | bytes) -> dict[str, str]:
+    raw = text.encode() if isinstance(text, str) else text
+    return {"Authorization": f"Basic {base64.b64encode(raw).decode()}"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_known"),
+    [
+        (basic("ann:s3:crët"), True),
+        ({"Authorization": basic("ann:s3:crët")["Authorization"].replace("Basic", "bAsIc")}, True),
+        ({}, False),
+        (basic("ann:s3:cret"), False),
+        (basic("ann:"), False),
+        (basic("bob:s3:crët"), False),
+        (basic(""), False),
+        (basic(b"\xff\xfe"), False),
+        ({"Authorization": "Basic"}, False),
+        ({"Authorization": "Basic !!!"}, False),
+        ({"Authorization": "Bearer " + basic("ann:s3:crët")["Authorization"][6:]}, False),
+    ],
+)
+def test_a_password_is_asked_for_everything_but_health(
+    headers: dict[str, str], is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page, its stream, /metrics, and what is not there; a probe has no password."""
+    monkeypatch.setattr("streamer.http.WRONG_PASSWORD_SECONDS", 0.0)
+    page = PageStub()
+    with running(page.server(username="ann", password="s3:crët")) as server:  # noqa: S106 - the test's own
+        for path, status in (("/", 200), ("/metrics", 200), ("/nothing", 404)):
+            answer = ask(server.port, path, headers=headers)
+            assert answer.status == (status if is_known else 401)
+            assert is_known or answer.headers["WWW-Authenticate"] == 'Basic realm="streamer", charset="UTF-8"'
+        assert ask(server.port, "/-/healthy", headers=headers).status == 200
+        assert ask(server.port, "/-/ready", headers=headers).status == 503
+    assert len(page.asked) == (2 if is_known else 0)
+
+
+def test_a_guess_takes_its_time_but_no_place() -> None:
+    """The answer comes late; who makes room does not go on holding a thread meanwhile."""
+    guess = b"GET / HTTP/1.1\r\nAuthorization: Basic eDp5\r\n\r\n"
+    limits = Limits(connections=2, threads=4)
+    with running(PageStub().server(username="ann", password="x", limits=limits)) as server:  # noqa: S106 - a test's
+        began = time.monotonic()
+        assert exchange(server.port, guess).startswith(b"HTTP/1.1 401 ")
+        assert time.monotonic() - began >= 0.4
+        with contextlib.ExitStack() as stack:
+            for _ in range(8):
+                stack.enter_context(connect(server.port)).sendall(guess)
+                assert ask(server.port, "/-/healthy").status == 200
+
+
+def test_a_new_password_takes_the_place_of_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SIGHUP brings it; none at all opens the page."""
+    monkeypatch.setattr("streamer.http.WRONG_PASSWORD_SECONDS", 0.0)
+    with running(PageStub().server(username="ann", password="old")) as server:  # noqa: S106 - the test's own
+        server.set_password("new")
+        assert ask(server.port, "/", headers=basic("ann:old")).status == 401
+        assert ask(server.port, "/", headers=basic("ann:new")).status == 200
+        server.set_password("")
+        assert ask(server.port, "/").status == 200
+
+
+# --- TLS ---
+
+
+def test_over_tls_it_serves_and_streams_and_stops_with_clients_in_every_state(certificates: Certificates) -> None:
+    """A verified connection; one that never speaks, one that speaks plainly, one that leaves in the middle."""
+    threads_before = threading.active_count()
+    client_side = ssl.create_default_context(cafile=str(certificates.ca))
+    tls = tls_context(str(certificates.server_cert), str(certificates.server_key))
+    page = PageStub()
+    server = page.server(tls=tls)
+    with contextlib.ExitStack() as stack:
+        server.start()
+        stack.enter_context(connect(server.port))
+        stack.enter_context(connect(server.port)).sendall(b"\x16\x03\x01")
+        with contextlib.suppress(ConnectionError), connect(server.port) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert not plain.recv(4096).startswith(b"HTTP/")
+        with contextlib.closing(
+            http.client.HTTPSConnection(HOST, server.port, timeout=10, context=client_side)
+        ) as connection:
+            connection.request("GET", "/")
+            assert connection.getresponse().read() == b"<p>"
+        encrypted = client_side.wrap_socket(stack.enter_context(connect(server.port)), server_hostname=HOST)
+        encrypted.sendall(FOLLOW)
+        begins(encrypted)
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 1
+        encrypted.close()
+    wait_until(lambda: threading.active_count() <= threads_before, 5, "every thread to end")
+
+
+def test_over_tls_too_who_is_slow_is_dropped(certificates: Certificates) -> None:
+    """A handshake that does not come, an answer that is not read: each has its time as a whole."""
+    threads_before = threading.active_count()
+    client_side = ssl.create_default_context(cafile=str(certificates.ca))
+    tls = tls_context(str(certificates.server_cert), str(certificates.server_key))
+    page = PageStub([b"data: 1\n\n" * 1_000_000])
+    limits = Limits(request_seconds=0.3, piece_seconds=0.3)
+    with running(page.server(tls=tls, limits=limits)) as server, connect(server.port) as silent:
+        silent.sendall(b"\x16\x03\x01")
+        with client_side.wrap_socket(connect(server.port, receive_buffer=4096), server_hostname=HOST) as client:
+            client.sendall(FOLLOW)
+            wait_until(lambda: page.asked, 5, "the request to be read")
+            wait_until(lambda: threading.active_count() <= threads_before + 1, 5, "both threads to end")
+
+
+def test_a_certificate_that_cannot_be_used_is_an_error_that_says_what_to_do(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    """No certificate, or another's key: refused before anything starts."""
+    (tmp_path / "nothing.pem").write_text("nothing")
+    for cert, key in (
+        (tmp_path / "nothing.pem", certificates.server_key),
+        (certificates.server_cert, certificates.client_key),
+    ):
+        with pytest.raises(ServiceError, match=r"http\.tls\.cert_file.*expected a certificate with its chain"):
+            tls_context(str(cert), str(key))
 
 
 # --- Prometheus itself ---

@@ -15,12 +15,16 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first; `models` lies below them all. A part imports lower layers and its own, where no cycle may arise.
 LAYERS = (
-    {"__init__", "errors", "exposition", "log", "metrics", "places", "readings", "settings", "signals", "topics"},
-    {"alarms", "baseline", "clock", "detector", "disk", "generations", "inbox", "inspection", "journal", "outbox"}
-    | {"payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "requests", "safekeeping"}
+    {"answers"}  # what http and web say to each other
+    | {"__init__", "errors", "exposition", "log", "metrics", "places", "readings", "settings", "signals", "topics"},
+    {"alarms", "baseline", "clock", "detector", "disk", "documents", "generations", "inbox", "inspection", "journal"}
+    | {"outbox", "payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "requests"}
+    | {"safekeeping"}
     | {"shadow", "shard", "snapshot", "statedir"}
+    | {"looks", "traces"}  # what the page is shown
+    | {"labels", "rows"}  # what is in files of readings, and beside them
     | {"endings", "packets", "receiver", "wire"},  # what mqtt is made of
-    {"diskthread", "engine", "lessons", "orders", "replay", "report", "retraining", "telling"},
+    {"diskthread", "engine", "lessons", "orders", "progress", "replay", "report", "retraining", "telling"},
     {"probe", "wiring"},
     {"app", "doctor"},
     {"cli"},

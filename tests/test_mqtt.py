@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Protocol, TypedDict, Unpack
 
 import pytest
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from streamer.clock import SystemClock
 from streamer.errors import ServiceError
@@ -52,6 +54,7 @@ class Options(TypedDict, total=False):
     outgoing_bytes: int
     unwanted: list[str]
     commands: str
+    besides: list[str]
     fast: bool
 
 
@@ -132,6 +135,111 @@ def welcome_and_stay(peer: Peer) -> None:
     """A broker without fault."""
     peer.welcome()
     peer.stay()
+
+
+# --- What is said besides a message ---
+
+
+@dataclass
+class Reader:
+    """A client that looks at the properties of MQTT 5."""
+
+    heard: dict[str, MQTTMessage] = field(default_factory=dict)
+
+    def told(self, topic: str) -> dict[str, object]:
+        """By name, empty where there are none."""
+        wait_until(lambda: topic in self.heard, SECONDS, topic)
+        properties = self.heard[topic].properties
+        return {} if properties is None else dict(properties.json())
+
+
+@pytest.fixture
+def reader() -> Iterator[Callable[[int], Reader]]:
+    started: list[Client] = []
+
+    def start(port: int) -> Reader:
+        found = Reader()
+        made = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+        made.on_message = lambda _client, _data, message: found.heard.update({message.topic: message})
+        started.append(made)
+        made.connect("127.0.0.1", port)
+        made.subscribe("streamer/test/#", qos=1)
+        made.loop_start()
+        return found
+
+    yield start
+    for each in started:
+        each.disconnect()
+        each.loop_stop()
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_mqtt_5_says_what_a_message_is_and_how_long_it_holds(
+    mosquitto: StartBroker, link: StartLink, reader: Callable[[int], Reader], protocol: str
+) -> None:
+    """Content type, UTF-8 and expiry with JSON; of the status what it is; of nothing nothing; all of it on 5 alone."""
+    broker = mosquitto()
+    sent = link(broker.port, protocol=protocol)
+    sent.wait_subscribed()
+    json = "application/json"
+    assert sent.link.publish("streamer/test/alarm/x", b"{}", content_type=json)
+    assert sent.link.publish("streamer/test/series/x", b"{}", retain=True, expiry_seconds=7200, content_type=json)
+    assert sent.link.publish("streamer/test/series/y", b"", retain=True)
+    assert sent.link.publish("streamer/test/z", b"last")
+    wait_until(lambda: sent.link.counters().published >= 5, SECONDS, "the confirmations")
+    late = reader(broker.port)  # what is retained has it too
+    kept = late.told("streamer/test/series/x")
+    status = late.told(STATUS)
+    sent.link.publish("streamer/test/alarm/x", b"{}", content_type=json)
+    sent.link.publish("streamer/test/series/y", b"", retain=True)
+    alarm, nothing = late.told("streamer/test/alarm/x"), late.told("streamer/test/series/y")
+    sent.link.stop(2.0)
+    wait_until(lambda: late.heard[STATUS].payload == b"offline", SECONDS, "offline")
+    goodbye = late.told(STATUS)
+    text = {"PayloadFormatIndicator": 1, "ContentType": "text/plain"}
+    if protocol == "3.1.1":
+        assert [kept, status, alarm, nothing, goodbye] == [{}] * 5
+        return
+    assert alarm == {"PayloadFormatIndicator": 1, "ContentType": "application/json"}
+    assert 7100 <= kept.pop("MessageExpiryInterval") <= 7200  # type: ignore[operator]  # an int
+    assert kept == alarm
+    assert status == goodbye == text
+    assert nothing == {}
+
+
+def test_the_last_will_says_what_it_is(
+    mosquitto: StartBroker, link: StartLink, reader: Callable[[int], Reader]
+) -> None:
+    """The broker speaks it when the connection breaks without a word."""
+    broker = mosquitto()
+    with Proxy(broker.port) as proxy:
+        sent = link(proxy.port, reconnect_min_seconds=60.0, reconnect_max_seconds=60.0)
+        sent.wait_subscribed()
+        late = reader(broker.port)
+        late.told(STATUS)
+        proxy.cut()
+        wait_until(lambda: late.heard[STATUS].payload == b"offline", SECONDS, "the last will")
+        assert late.told(STATUS) == {"PayloadFormatIndicator": 1, "ContentType": "text/plain"}
+
+
+def test_several_threads_may_publish(mosquitto: StartBroker, link: StartLink) -> None:
+    """Every message goes out once, and the room that they take is free again."""
+    broker = mosquitto()
+    sent = link(broker.port)
+    sent.wait_subscribed()
+    room = sent.link._outgoing_bytes
+
+    def publish() -> None:
+        for _ in range(500):
+            assert sent.link.publish("streamer/test/x", b"1234")
+
+    threads = [threading.Thread(target=publish) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: sent.link.counters().published == 2001, SECONDS, "all of them")
+    assert sent.link._put_bytes == sent.link._sent_bytes < room
 
 
 # --- Messages in ---
@@ -722,6 +830,52 @@ def test_a_topic_of_commands_that_is_no_longer_wanted_is_taken_back(
         assert linked.payloads(COMMAND) == expected
         linked.link.ack(linked.messages)
         linked.link.stop(SECONDS)
+
+
+BIRTH = "homeassistant/status"
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_further_topics_are_heard_and_taken_back_when_they_are_no_longer_wanted(
+    mosquitto: StartBroker, link: StartLink, protocol: str
+) -> None:
+    """What comes there is delivered like anything else; what the broker has retained there comes on 3.1.1 alone."""
+    server = mosquitto()
+    with client(server) as sender:
+        send(sender, BIRTH, b"kept", retain=True)
+        for besides, expected in (([BIRTH], [b"1"]), ([], [])):
+            options: Options = {"filters": ["plant/#"], "unwanted": [BIRTH], "besides": besides, "protocol": protocol}
+            linked = link(server.port, **options)
+            linked.wait_subscribed()
+            send(sender, BIRTH, b"1")
+            send(sender, "plant/1", b"2")
+            linked.wait_payload("plant/1", b"2")
+            assert [m.payload for m in linked.messages if m.topic == BIRTH and not m.retain] == expected
+            assert any(m.retain for m in linked.messages) == (protocol == "3.1.1" and bool(besides))
+            linked.link.ack(linked.messages)
+            linked.link.stop(SECONDS)
+
+
+@pytest.mark.parametrize("level", [4, 5])
+def test_a_further_topic_that_is_refused_harms_nothing(
+    link: StartLink, caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    """Each has a subscription of its own; the log says which one it was."""
+
+    def behave(peer: Peer) -> None:
+        peer.read_until(0x10)
+        peer.send(connack(peer.level))
+        for code in (1, 0x80 if level == 4 else 0x87, 1, 1):
+            mid = int.from_bytes(peer.read_until(0x82)[:2], "big")
+            peer.send(suback(level, mid, code))
+        peer.stay()
+
+    with FakeBroker(behave) as fake:
+        protocol = "5" if level == 5 else "3.1.1"
+        linked = link(fake.port, protocol=protocol, filters=["plant/#"], commands=COMMAND, besides=[BIRTH, "other"])
+        linked.wait_subscribed()
+        (record,) = (record for record in caplog.records if record.message == "not subscribed")
+        assert BIRTH in str(record.__dict__["fields"]["reason"])
 
 
 # --- Messages out ---

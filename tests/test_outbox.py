@@ -44,6 +44,7 @@ def test_an_alarm_event_says_everything_about_the_alarm() -> None:
     message = outbox.alarm_event("gate", Change("opened", ALARM))
     assert message.topic == "streamer/gate/alarm/plant/oven%23temp.core"
     assert not message.retain
+    assert message.expiry_seconds is None
     assert document(message) == {
         "event": "opened",
         "id": "0123456789abcdef",
@@ -135,14 +136,15 @@ def test_the_state_of_a_series_is_retained() -> None:
     assert message.retain
     assert message.topic == "streamer/gate/series/plant/x"
     wanted = {"key": "plant/x", "state": "warming", "time": 5.0, "score": None, "value": 1.0, "alarm": None}
-    assert document(message) == wanted
+    assert document(message) == wanted | {"expected": None, "lower": None, "upper": None}
+    assert message.expiry_seconds == outbox.STATE_SECONDS
     alarmed = outbox.series_state("gate", "plant/x", "alarm", time=5.0, figures={}, alarm=ALARM)
     assert document(alarmed)["alarm"] == ALARM.id
 
 
 def test_a_state_is_taken_back_by_an_empty_retained_message() -> None:
     """The broker forgets it (MQTT 5, section 3.3.1.3)."""
-    assert outbox.no_series_state("gate", "plant/x") == ("streamer/gate/series/plant/x", b"", True)
+    assert outbox.no_series_state("gate", "plant/x") == ("streamer/gate/series/plant/x", b"", True, None)
 
 
 def test_a_key_without_a_field_is_a_bare_number() -> None:

@@ -90,10 +90,11 @@ def test_the_wheel_holds_the_base_weights(wheel: zipfile.ZipFile) -> None:
 
 
 def test_the_wheel_names_its_licence_and_command(wheel: zipfile.ZipFile) -> None:
-    """Apache-2.0 with its text, and the console script."""
+    """Apache-2.0 with its text, MIT of the charts with its own, and the console script."""
     metadata = {name.split(".dist-info/")[1]: name for name in wheel.namelist() if ".dist-info/" in name}
-    assert b"License-Expression: Apache-2.0" in wheel.read(metadata["METADATA"])
+    assert b"License-Expression: Apache-2.0 AND MIT" in wheel.read(metadata["METADATA"])
     assert b"Apache License" in wheel.read(metadata["licenses/LICENSE"])
+    assert b"MIT License" in wheel.read(metadata["licenses/streamer/web/static/uPlot.LICENSE"])
     assert b"streamer = streamer.__main__:main" in wheel.read(metadata["entry_points.txt"])
 
 

@@ -17,7 +17,8 @@ from models import weights
 from models.features import INPUT_SIZE
 from streamer.errors import InputError
 from streamer.registry import Registry
-from streamer.replay import COLUMNS, read_rows, replay, replay_command
+from streamer.replay import COLUMNS, replay, replay_command
+from streamer.rows import Reached, read_rows
 from streamer.shard import Shard
 from tests.streams import random_weights
 
@@ -254,6 +255,25 @@ def test_parquet_times_of_any_unit_are_read(tmp_path: Path, unit: str, zone: str
     (row,) = read_rows(tmp_path / "t.parquet")
     assert row.time == 1_700_000_000 + (0 if unit == "s" else 0.25)
     assert list(row.values) == [1.0, None]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_how_far_a_file_is_read_rises_from_nothing_to_all(tmp_path: Path, ending: str) -> None:
+    """About, while it is read, and when it has been closed."""
+    path, n = tmp_path / f"long.{ending}", 200_000
+    if ending == "csv":
+        write(path, "time,x", [(k, 1) for k in range(n)])
+    else:
+        parquet.write_table(pyarrow.table({"time": np.arange(n, dtype=float), "x": np.ones(n)}), path)
+    reached = Reached()
+    shares = [reached.share()]
+    for k, _ in enumerate(read_rows(path, reached)):
+        if k % 10_000 == 0:
+            shares.append(reached.share())
+    shares.append(reached.share())
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+    assert 0.4 < shares[len(shares) // 2] < 0.6
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:

@@ -236,6 +236,19 @@ def test_the_password_is_refused_where_others_read_it(tmp_path: Path, name: str)
     assert "s3cret" not in problem
 
 
+def test_the_password_of_the_page_is_kept_as_well(tmp_path: Path) -> None:
+    """From a file or the secrets directory, never from where others read it; a new one takes effect at once."""
+    (tmp_path / "http.password").write_text("s3cret\n")
+    from_file = load(None, [f"http.password_file={tmp_path}/http.password"], {})
+    from_secrets = load(None, [], {}, tmp_path)
+    assert from_file.http.password == from_secrets.http.password
+    assert from_secrets.http.password.get_secret_value() == "s3cret"
+    (problem,) = refused(overrides=["http.password=s3cret"])
+    assert "expected http.password_file" in problem
+    assert "s3cret" not in problem
+    assert changed(load(None, [], {}), from_secrets) == (["http.password"], [])
+
+
 def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
     """A password file beside a secret is refused: nobody could tell which one holds."""
     (tmp_path / "mqtt.password").write_text("a")
@@ -247,6 +260,70 @@ def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
     (tmp_path / "sub" / "mqtt.password").write_text("b")
     (problem,) = refused(overrides=overrides, secrets=tmp_path / "sub")
     assert "already said by" in problem
+
+
+# --- The webhook ---
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.org", "http://127.0.0.1:8080/hook?a=b", "https://[::1]:8443/", "http://pager.internal/a/b", ""],
+)
+def test_an_address_to_post_to_is_taken_as_it_is(url: str) -> None:
+    """With and without TLS; empty is off."""
+    assert load(None, [f"webhook.url={url}"], {}).webhook.url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "example.org/hook", "ftp://example.org/", "file:///etc/passwd", "https://", "https:///path", "http://a:99999/",
+        "http://a:0/", "http://a:b/", "https://ann:s3cret@example.org/", "https://example.org/#x",
+        "https://ex ample.org/",
+        "https://ex\u00e4mple.org/", "http://[::1/", "https://example.org/\t",
+    ],
+)  # fmt: skip
+def test_an_address_that_makes_no_sense_is_refused(url: str) -> None:
+    """One problem, with what is expected."""
+    (problem,) = refused(overrides=[f"webhook.url={url}"])
+    assert "expected http:// or https://" in problem
+
+
+@pytest.mark.parametrize("name", ["token", "secret"])
+def test_the_webhooks_secrets_come_from_files_and_are_not_shown(tmp_path: Path, name: str) -> None:
+    """Named by a setting, or in the secrets directory; not in both, and nowhere else."""
+    (tmp_path / "file").write_text("s3cret\n")
+    from_file = load(None, [f"webhook.{name}_file={tmp_path}/file"], {})
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / f"webhook.{name}").write_text("s3cret")
+    from_directory = load(None, [], {}, tmp_path / "secrets")
+    for settings in (from_file, from_directory):
+        assert getattr(settings.webhook, name).get_secret_value() == "s3cret"
+        assert "s3cret" not in f"{settings!r}{settings}{settings.model_dump()}{settings.model_dump_json()}"
+    (problem,) = refused(overrides=[f"webhook.{name}_file={tmp_path}/file"], secrets=tmp_path / "secrets")
+    assert f"webhook.{name} is already said by" in problem
+    (problem,) = refused(overrides=[f"webhook.{name}=s3cret"])
+    assert f"webhook.{name}_file" in problem
+    assert "s3cret" not in problem
+
+
+@pytest.mark.parametrize("token", ["two words", "b\u00e4r", "line\nfeed: x"])
+def test_a_token_that_is_no_word_is_refused_unseen(tmp_path: Path, token: str) -> None:
+    """It could not be sent, or would say more than a token may."""
+    (tmp_path / "file").write_text(token)
+    (problem,) = refused(overrides=[f"webhook.token_file={tmp_path}/file"])
+    assert "expected one word in ASCII" in problem
+    assert token not in problem
+
+
+# --- Home Assistant ---
+
+
+@pytest.mark.parametrize("prefix", ["home/#", "+", "a//b", "/a", "a/", "", "a b", "home*", "hömé"])
+def test_a_prefix_that_is_no_plain_topic_is_refused(prefix: str) -> None:
+    """It is subscribed to, published to, and matched."""
+    (problem,) = refused(overrides=[f"home_assistant.prefix={prefix}"])
+    assert "expected a topic of letters" in problem
 
 
 # --- Typos ---
@@ -468,6 +545,12 @@ def test_any_file_is_settings_or_a_refusal(tmp_path_factory: pytest.TempPathFact
         (["mqtt.tls.enabled=true", "mqtt.tls.cert_file={file}"], "expected mqtt.tls.key_file with it"),
         (["mqtt.tls.enabled=true", "mqtt.tls.key_file={file}"], "expected mqtt.tls.cert_file with it"),
         (["mqtt.tls.ca_file={file}"], "expected mqtt.tls.enabled = true"),
+        (["http.tls.enabled=true"], "expected all or none"),
+        (["http.tls.enabled=true", "http.tls.cert_file={file}"], "expected all or none"),
+        (["http.tls.cert_file={file}", "http.tls.key_file={file}"], "expected all or none"),
+        (["http.tls.enabled=true", "http.tls.cert_file={file}", "http.tls.key_file={file}.absent"], "No such file"),
+        (["http.username=a:b"], "expected text without a colon"),
+        (["http.password_file={file}"], "empty; expected a file with the secret"),
         (["mqtt.tls.enabled=true", "mqtt.tls.ca_file={file}.absent"], "No such file or directory"),
         (["mqtt.username=ann", "mqtt.password_file={file}.absent"], "No such file or directory"),
         (["mqtt.username=ann", "mqtt.password_file={file}"], "empty; expected a file with the secret"),
@@ -538,7 +621,8 @@ RELOADABLE = {
 
 def test_what_takes_effect_at_once_and_what_waits_for_a_restart() -> None:
     """Exactly the settings that a running daemon can change are told apart from the rest."""
-    files = {"mqtt.password", "mqtt.password_file"}  # another test changes what they hold
+    names = ("mqtt.password", "http.password", "webhook.token", "webhook.secret")
+    files = {each for name in names for each in (name, f"{name}_file")}  # another test changes what they hold
     assert {name for name, setting in SETTINGS.items() if setting.reload} == RELOADABLE.keys() | files
     old = load(None, [], {})
     overrides = [f"{name}={text}" for name, text in RELOADABLE.items()]

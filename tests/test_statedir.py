@@ -150,12 +150,12 @@ def secret() -> Iterator[Path]:
 def test_a_directory_of_somebody_else_ends_the_start(secret: Path, where: str) -> None:
     """The first thing that goes wrong when a service changes its user: exit status 2, the directory and what to do."""
     path = secret if where == "secret" else Path("/")
-    weights = secret.with_name(BASE.name)  # nobody may not be able to read the checkout
+    weights = secret.with_name(BASE.name)  # nobody may not be able to read the checkout; the page neither
     for file in (BASE, BASE.with_suffix(".json")):
         shutil.copy(file, secret.parent)
         secret.with_name(file.name).chmod(0o644)
     arguments = ["run"]
-    for setting in (f"state.directory={path}", f"model.weights={weights}", "http.port=0"):
+    for setting in (f"state.directory={path}", f"model.weights={weights}", "http.enabled=false"):
         arguments += ["--set", setting]
     ended = subprocess.run(
         [sys.executable, "-c", AS_NOBODY, *arguments], capture_output=True, text=True, timeout=60, check=False

@@ -15,7 +15,8 @@ from models.weights import MOST_ATTENTION, ForecasterConfig, Weights, expected_s
 from streamer.errors import ModelError
 from streamer.registry import Registry
 from streamer.settings import Settings, load
-from streamer.wiring import load_weights, shard_from, step_told
+from streamer.sinks import discovery
+from streamer.wiring import decoder_from, device_of_from, is_included_from, load_weights, shard_from, step_told
 
 
 def settings(path: Path, *more: str) -> Settings:
@@ -55,6 +56,32 @@ def test_a_state_for_which_there_is_no_memory_is_refused(tmp_path: Path) -> None
     given = settings(saved(tmp_path / "wide.safetensors", config), "limits.max_series=10000000")
     with pytest.raises(ModelError, match=r"no memory for 10000000 series.*16781312 bytes.*limits\.max_series"):
         shard_from(given, load_weights(given), Registry(10, math.inf, math.inf))
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_what_home_assistant_is_told_is_no_sensor(is_enabled: bool) -> None:
+    """Our configs, whichever instance's, and its birth, where we know it; what others publish stays what it is."""
+    given = load(None, [f"home_assistant.enabled={is_enabled}", 'input.exclude=["lab/**"]'], {"HOME": "/"})
+    decoder = decoder_from(given)
+    assert decoder.is_wanted("homeassistant/status") != is_enabled
+    for instance in ("default", "another"):
+        assert not decoder.is_wanted(discovery.config_topic("homeassistant", instance, "plant/oven"))
+    assert decoder.is_wanted("homeassistant/device/kitchen/config")
+    assert decoder.is_wanted("homeassistant/sensor/x/state")
+    assert not decoder.is_wanted("lab/x")
+
+
+def test_devices_are_called_what_the_rules_say() -> None:
+    """As the engine calls them; and the globs are on those names."""
+    rules = '[{pattern="plant/{line}/{device}/{metric...}", device="{line}/{device}"}]'
+    given = load(None, [f"input.rules={rules}", 'home_assistant.include=["a/*"]'], {"HOME": "/"})
+    device_of, is_included = device_of_from(given), is_included_from(given)
+    decoder = decoder_from(given)
+    for key in ("plant/a/oven/temp/core", "plant/b/oven/temp#x", "kitchen#temp", "telegraf/x#cpu,host=a.usage"):
+        assert device_of(key) == decoder.device(key)
+    assert device_of("plant/a/oven/temp/core") == "a/oven"
+    assert [is_included(name) for name in ("a/oven", "b/oven", "a/oven/x")] == [True, False, False]
+    assert is_included_from(load(None, [], {"HOME": "/"}))("anything")
 
 
 def test_a_person_is_told_where_the_model_steps(tmp_path: Path) -> None:

@@ -164,8 +164,8 @@ class Daemon(Child):
     """`streamer run` as an operator starts it, with the settings given."""
 
     def __init__(self, directory: Path, broker_port: int, settings: Sequence[str]) -> None:
-        self._http_port = free_port()
-        given = (f"mqtt.port={broker_port}", f"http.port={self._http_port}", f"state.directory={directory / 'state'}")
+        self.http_port = free_port()
+        given = (f"mqtt.port={broker_port}", f"http.port={self.http_port}", f"state.directory={directory / 'state'}")
         overrides = [word for setting in (*given, *settings) for word in ("--set", setting)]
         self.began = time.monotonic()
         super().__init__([sys.executable, "-m", "streamer", "run", *overrides], directory / "streamer.log")
@@ -173,7 +173,7 @@ class Daemon(Child):
     def scrape(self) -> Scrape | None:
         """Every sample of /metrics by its name and labels; None while nobody answers."""
         self.check()
-        connection = http.client.HTTPConnection(HOST, self._http_port, timeout=10)
+        connection = http.client.HTTPConnection(HOST, self.http_port, timeout=10)
         try:
             connection.request("GET", "/metrics")
             text = connection.getresponse().read().decode()

@@ -9,13 +9,14 @@ plant is a process of its own that publishes over loopback. What it says of its 
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
@@ -55,8 +56,16 @@ Event = plant.Began | plant.Ended | AlarmEvent | Offline | Stop | PlantGone
 Events = SimpleQueue[Event]
 
 
-def run(seconds: float | None, port: int, http_port: int) -> int:
+def run(seconds: float | None, port: int, http_port: int, as_json: bool) -> int:
     """As `streamer.demo.run_demo`."""
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        result = _play(seconds, port, http_port)
+    if as_json:
+        _say(json.dumps(result._asdict()))
+    return 0 if result.caught else 1
+
+
+def _play(seconds: float | None, port: int, http_port: int) -> Tally:
     deadline = None if seconds is None else time.monotonic() + seconds
     configure("error", "text")
     events: Events = SimpleQueue()
@@ -81,7 +90,7 @@ def run(seconds: float | None, port: int, http_port: int) -> int:
         _say(show.missed(fault))
     result = account.tally()
     _say(str(result))
-    return 0 if result.caught else 1
+    return result
 
 
 def _is_ready(app: App, events: Events) -> bool:

@@ -14,6 +14,7 @@ def introduction(port: int, http_port: int, instance: str, faults_from: float) -
     listen = f"mosquitto_sub -V mqttv5 -h 127.0.0.1 -p {port} -v -t"
     return f"""\
 A simulated plant, a broker and the daemon run on this machine; nothing leaves it.
+  page      http://127.0.0.1:{http_port}/
   broker    127.0.0.1:{port} (MQTT 5)
   readings  {listen} 'plant/#'
   alarms    {listen} 'streamer/{instance}/alarm/#'

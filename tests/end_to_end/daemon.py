@@ -11,15 +11,16 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from paho.mqtt.client import Client
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from tests import scrapes
+from tests import schemas, scrapes
 from tests.scrapes import Numbers
 from tests.servers import Broker, free_port
 from tests.waiting import wait_until
@@ -141,10 +142,28 @@ def running(
         daemon.process.wait()
 
 
+class StrictClient(Client):
+    """It holds all that it hears of a daemon to the published schemas."""
+
+    def __init__(self, protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2, protocol=protocol)
+        self.complaints: list[str] = []
+        self.documents: Counter[str] = Counter()
+        """how many it has looked at, by the level of the topic that says what they are"""
+
+    def _handle_on_message(self, message: MQTTMessage) -> None:
+        try:
+            self.complaints += schemas.complaints(message.topic, message.payload)
+            self.documents["".join(message.topic.split("/")[2:3])] += 1
+        except ValueError as error:
+            self.complaints.append(f"{message.topic}: {error!r}")
+        super()._handle_on_message(message)
+
+
 @contextmanager
-def client(broker: Broker) -> Iterator[Client]:
-    """Somebody who publishes and subscribes."""
-    connected = Client(CallbackAPIVersion.VERSION2)
+def client(broker: Broker, protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311) -> Iterator[Client]:
+    """Somebody who publishes and subscribes; whatever he hears of a daemon is by its schemas."""
+    connected = StrictClient(protocol)
     connected.max_queued_messages_set(0)  # no limit
     connected.connect(broker.host, broker.port)
     connected.loop_start()
@@ -153,6 +172,7 @@ def client(broker: Broker) -> Iterator[Client]:
     finally:  # its thread would keep a failed test's process alive
         connected.disconnect()
         connected.loop_stop()
+    assert not connected.complaints, connected.complaints
 
 
 def state_of(directory: Path, *options: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import pytest
 import yaml
 
 from tests import scrapes
-from tests.conftest import ABSENT, StartBroker, require
+from tests.conftest import StartBroker, require, skip_absent
 from tests.containers import ROOT, Engine, NoWheelsError
 from tests.end_to_end.daemon import SECONDS
 from tests.scrapes import Numbers
@@ -51,9 +51,9 @@ ENTRYPOINT ["prometheus"]
 
 
 @pytest.fixture(scope="module")
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """With the image in it, and Python's alone."""
-    require(request.config, "podman", "buildah", "runc", "mmdebstrap", "mosquitto_pub")
+    require("podman", "buildah", "runc", "mmdebstrap", "mosquitto_pub")
     if os.geteuid() != 0:
         pytest.skip("NOT ROOT: an image cannot be built")
     engine = Engine(tmp_path_factory.mktemp("engine"))
@@ -62,8 +62,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         engine.build_streamer(IMAGE, "cpu")
         yield engine
     except NoWheelsError as error:
-        request.config.stash[ABSENT]["torch's build for the CPU"] += 1
-        pytest.skip(f"WHEELS ABSENT: pip does not find what the image needs: {error}")
+        skip_absent("torch's build for the CPU", f"pip does not find what the image needs: {error}")
     finally:
         engine.close()
 
@@ -303,11 +302,10 @@ class Compose:
         return bool(self._engine.inspect(name)["State"]["Health"]["Status"] == "healthy")
 
 
-def test_compose_brings_it_all_up(request: pytest.FixtureRequest, engine: Engine, tmp_path: Path) -> None:
+def test_compose_brings_it_all_up(engine: Engine, tmp_path: Path) -> None:
     """A broker that lets in who has a password, readings scored, their numbers in Prometheus; and the same again."""
     if not NETAVARK.exists():
-        request.config.stash[ABSENT]["netavark"] += 1
-        pytest.skip("netavark is not installed: containers have no network of their own")
+        skip_absent("netavark", "containers have no network of their own")
     engine.debian(BASE, "mosquitto", "mosquitto-clients", "prometheus")
     (tmp_path / "Dockerfile").write_text(SERVERS)
     for image in (BROKER_IMAGE, PROMETHEUS_IMAGE):

@@ -64,7 +64,8 @@ def test_a_fault_becomes_one_alarm_and_every_message_is_accounted_for(mosquitto:
         assert events[0]["direction"] == "above"
         assert events[0]["opened_at"] == START + 60 * 400
         assert {event["id"] for event in events} == {events[0]["id"]}
-        assert any(m.topic == "streamer/default/series/plant/oven%23temperature" and m.payload for m in heard)
+        state = "streamer/default/series/plant/oven%23temperature"
+        wait_until(lambda: any(m.topic == state and m.payload for m in heard), 10, "the state of the series")
         assert any(m.topic == "streamer/default/status" and m.payload == b"online" for m in heard)
         assert daemon.stop() == 0
         wait_until(lambda: any(m.payload == b"offline" for m in heard), 10, "the word offline")

@@ -183,7 +183,7 @@ def test_a_close_that_is_told_twice_is_the_same_event(mosquitto: StartBroker, tm
     make_state(tmp_path / "state")
     with client(broker) as peer:
         peer.on_message = lambda _client, _data, got: told.append(bytes(got.payload))
-        peer.subscribe("streamer/default/alarm/#", qos=1)
+        peer.subscribe([("streamer/default/alarm/#", 1), ("the/end", 1)])
         with running(broker.port, tmp_path) as daemon:
             daemon.wait_ready()
             for k in range(200):
@@ -198,7 +198,7 @@ def test_a_close_that_is_told_twice_is_the_same_event(mosquitto: StartBroker, tm
             send(peer, "plant/1", json.dumps({"time": START + 2400, "temperature": 20.0}))
             daemon.wait_settled(1)
             assert daemon.stop() == 0
-        send(peer, "streamer/default/alarm/end", "the end")
+        send(peer, "the/end", "the end")
         wait_until(lambda: told[-1] == b"the end", SECONDS, "all events")
     events = [each for each in told if b'"event":"closed"' in each]
     assert 1 <= len(events) <= 2

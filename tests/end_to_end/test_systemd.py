@@ -91,9 +91,9 @@ SHORT = "[Service]\nWatchdogSec=5\nRestartSec=1\n"
 
 
 @pytest.fixture(scope="module")
-def tree_and_machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def tree_and_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """One for all tests, with the program in it and nothing else."""
-    require(request.config, "systemd-nspawn", "mmdebstrap", "nsenter", "strace")
+    require("systemd-nspawn", "mmdebstrap", "nsenter", "strace")
     if os.geteuid() != 0:
         pytest.skip("NOT ROOT: a machine cannot be booted")
     machine = Machine(tmp_path_factory.mktemp("machine") / "tree")

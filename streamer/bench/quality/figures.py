@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamer.bench.quality.metrics import NabFile, Scored, caught, grace, nab, over_chance, vus_pr
+from streamer.bench.quality.metrics import NabFile, Scored, caught, nab, over_chance, vus_pr
 from streamer.bench.quality.recordings import Recording
 from streamer.bench.quality.scoring import Verdict, unit_score
 from streamer.bench.report import Better, Report
+from streamer.labels import judge as judge_alarms
 
 ENOUGH_EVENTS = 10  # of a data set with fewer, one event more or less decides: not in the mean, and nothing is wanted
 PER_ROWS = 10_000
@@ -211,7 +212,5 @@ def _alarms(recording: Recording, verdict: Verdict) -> tuple[int, int, int]:
     """Alarms after the warm-up, windows in which one opened, alarms that opened far from any window."""
     windows = recording.counted_windows
     opened = np.array([row - recording.split for row in verdict.alarms if row >= recording.split], np.int64)
-    inside = (opened >= windows[:, :1]) & (opened <= windows[:, 1:])  # (windows, alarms)
-    around = grace(windows)
-    near = (opened >= around[:, :1]) & (opened <= around[:, 1:])
-    return len(opened), int(inside.any(axis=1).sum()), int((~near.any(axis=0)).sum())
+    judged = judge_alarms(windows, opened)
+    return len(opened), int((judged.caught >= 0).sum()), int(judged.is_false.sum())

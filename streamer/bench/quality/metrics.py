@@ -15,13 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streamer.labels import GRACE_ROWS, Windows, grace
 from streamer.readings import Bool, Float64
 
-Windows = NDArray[np.int64]
-"""(k, 2), in order, none inside another"""
-
-GRACE_ROWS = 100
-"""A false alarm sounds at most once in so many rows; so long after a window the way back to normal is none."""
 WIDEST_TOLERANCE = 100  # rows, of VUS
 THRESHOLDS = 250  # of VUS
 
@@ -46,12 +42,6 @@ def _covered(rows: int, windows: Windows) -> Bool:
     np.add.at(change, np.minimum(windows[:, 1] + 1, rows), -1)
     inside: Bool = change[:rows].cumsum() > 0
     return inside
-
-
-def grace(windows: Windows) -> Windows:
-    """(k, 2): each window with the rows after it that do not count, as many as it has and `GRACE_ROWS` at most."""
-    rows_after = np.minimum(windows[:, 1] - windows[:, 0] + 1, GRACE_ROWS)
-    return np.column_stack((windows[:, 0], windows[:, 1] + rows_after))
 
 
 # --- Caught, at so many false alarms ---

@@ -10,7 +10,8 @@ import numpy as np
 
 from streamer.bench.quality.recordings import Recording
 from streamer.readings import Float64
-from streamer.replay import COLUMNS, JOINT, Row, Writer, replay_rows
+from streamer.replay import COLUMNS, Writer, replay_rows
+from streamer.rows import JOINT, Row
 from streamer.shard import Shard
 
 SERIES, SCORE, ALARM = (COLUMNS.index(name) for name in ("series", "score", "alarm"))
