@@ -43,7 +43,7 @@ $(VENV)/.demo: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
-	$(PIP_INSTALL) --editable '.[demo,test,lint]'
+	$(PIP_INSTALL) --editable '.[bench,demo,test,lint]'
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/pyvenv.cfg:

@@ -153,7 +153,8 @@ class Calibration:
         at, view = np.arange(len(slots))[:, None], np.arange(len(VIEWS))
         histogram = self.histogram[slots]
         here = histogram[at, view, bins].astype(np.float32)
-        above = np.where(np.arange(BINS, dtype=np.int16) > bins[:, :, None], histogram, 0).sum(2, dtype=np.float32)
+        is_above = np.arange(BINS, dtype=np.int16) > bins[:, :, None]  # summed in 16 bits: REMEMBERED is less
+        above = np.einsum("nvb,nvb->nv", histogram, is_above.view(np.uint8)).astype(np.float32)
         rank = -np.log10((above + here * (1 - place) + 0.5) / (ranked + 1))
         youth = YOUTH_SHARE * np.log10((REMEMBERED + YOUTH) / np.minimum(ranked + YOUTH, REMEMBERED + YOUTH))
         threshold, record = rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.RECORD : Column.ANCHOR]

@@ -21,7 +21,7 @@ SCALE_FLOOR = 1e-4  # of y: repeated equal readings must not make a scale of not
 BAND = np.array([0.005, 0.5, 0.995], np.float32)  # lower end, median, upper end
 BAND_LOGIT, BAND_TANH = np.log(BAND / (1 - BAND)), 2 * BAND - 1
 LEAST_LOSS, MOST_LOSS = -4.0, 15.0  # nats of a reading: equal and wild ones teach, and judge, no more than that
-SECTIONS, ROUNDS = 8, 6
+SECTIONS, ROUNDS = 4, 9
 INNER = np.arange(1, SECTIONS, dtype=np.float32)
 
 
@@ -52,8 +52,9 @@ def loss(forecast: Float32, y: Float32) -> Float64:
 def quantiles(forecast: Float32) -> Float32:
     """The quantiles of `BAND` in y, `(n, 3)`.
 
-    Sections of eight, six times over, find each to 2^-18 of its bracket: eight points at once because a call of numpy
-    costs as much as some hundred of its elements. One step of Newton's, kept inside the bracket, does the rest.
+    Sections of four, nine times over, find each to 2^-18 of its bracket. A call of numpy costs as much as some hundred
+    of its elements: sections of eight, six times over, are quicker below 256 rows, and take two thirds longer for
+    thousands (measured). One step of Newton's, kept inside the bracket, does the rest.
     """
     weights, locations, scales = (np.ascontiguousarray(part.T) for part in np.moveaxis(forecast, 1, 0))  # (3, n) each
     ends = locations[:, None, :] + scales[:, None, :] * BAND_LOGIT[:, None]  # (component, quantile, n)

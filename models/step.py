@@ -107,30 +107,31 @@ Advance = Callable[[Float32, Float32], Float32]
 
 
 def _lstm(layer: cells.Layer, hidden: int) -> Advance:
-    """The LSTM as one product, one tanh and five elementwise operations.
+    """The LSTM as a product for each gate, one tanh and six elementwise operations.
 
-    sigmoid(z) = (1 + tanh(z / 2)) / 2, so the columns of i, f and o carry half their weights and one tanh serves all.
+    sigmoid(z) = (1 + tanh(z / 2)) / 2, so i, f and o carry half their weights and one tanh serves all. Each gate's
+    numbers lie together: side by side in one product, the elementwise part takes twice as long (measured).
     """
-    half = np.repeat(np.array([0.5, 0.5, 0.5, 1.0], np.float32), hidden)
-    order = np.r_[0 : 2 * hidden, 3 * hidden : 4 * hidden, 2 * hidden : 3 * hidden]  # i f g o -> i f o g
-    both = np.concatenate((layer.weight_ih, layer.weight_hh), axis=1)[order]
-    product = np.ascontiguousarray((both * half[:, None]).T, np.float32)
-    bias = np.ascontiguousarray((layer.bias_ih + layer.bias_hh)[order] * half, np.float32)
+    half = np.array([0.5, 0.5, 0.5, 1.0], np.float32).reshape(4, 1, 1)
+    order = [0, 1, 3, 2]  # i f g o -> i f o g
+    both = np.concatenate((layer.weight_ih, layer.weight_hh), axis=1).reshape(4, hidden, -1)[order]
+    product = np.ascontiguousarray((both * half).transpose(0, 2, 1), np.float32)
+    bias = (layer.bias_ih + layer.bias_hh).reshape(4, 1, hidden)[order] * half
 
     def advance(below: Float32, state: Float32) -> Float32:
         h, c = state[:, :hidden], state[:, hidden:]
         gates = np.concatenate((below, h), axis=1) @ product
         gates += bias
         np.tanh(gates, out=gates)
-        ifo = gates[:, : 3 * hidden]
-        ifo *= 0.5
-        ifo += 0.5
-        i, f, o = ifo[:, :hidden], ifo[:, hidden : 2 * hidden], ifo[:, 2 * hidden :]
-        c *= f
-        i *= gates[:, 3 * hidden :]
-        c += i
-        np.tanh(c, out=h)
-        h *= o
+        gates[:3] *= 0.5
+        gates[:3] += 0.5
+        i, f, o, g = gates
+        f *= c
+        i *= g
+        f += i
+        c[:] = f
+        np.tanh(f, out=f)
+        np.multiply(f, o, out=h)
         return h
 
     return advance

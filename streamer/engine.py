@@ -11,7 +11,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
@@ -100,13 +100,16 @@ class Occasion(NamedTuple):
     budget_per_series_month: float
 
 
-class _Sender(NamedTuple):
-    """A message that was decoded."""
+@dataclass(slots=True, eq=False)
+class _Fates:
+    """What has become of the messages of a turn; those that were decoded in three lists of one length."""
 
-    message: Message
-    end: int
-    """length of the columns after it"""
-    digest: int
+    counts: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    senders: list[Message] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    """length of the columns after each"""
+    digests: list[int] = field(default_factory=list)
     """0 where nobody will ask whether it came before"""
 
 
@@ -482,11 +485,11 @@ class Engine:
     def _settle(self, messages: list[Message], started: float) -> None:
         now = self._clock.now()
         self._taken_until = messages[-1].arrival
-        counts, rejected, senders = self._decode(messages)
+        fates = self._decode(messages)
         self._obey(started)  # what these messages command: it is safe before they are acknowledged
         readings = len(self._columns) + sum(self._columns.rejected.values())
         readings_rejected: Counter[str] = Counter({str(k): n for k, n in self._columns.rejected.items()})
-        group, refused = self._group(now, senders, readings_rejected)
+        group, refused = self._group(now, fates, readings_rejected)
         batch, arrivals = group.batch, group.arrivals()
         self._commit(messages, started)
         ready = self._shard.hold(batch, arrivals)
@@ -497,10 +500,10 @@ class Engine:
         self._safekeeping.applied(messages)
         finished = self._clock.now()
         turn = TurnCounts(
-            decoded=counts["decoded"],
-            retained=counts["retained"],
-            ignored=counts["ignored"],
-            rejected=rejected,
+            decoded=fates.counts["decoded"],
+            retained=fates.counts["retained"],
+            ignored=fates.counts["ignored"],
+            rejected=fates.rejected,
             readings=readings,
             verdicts=np.bincount(outcome.scores.unscored, minlength=len(Unscored)),
             readings_rejected=readings_rejected,
@@ -554,43 +557,59 @@ class Engine:
             self.progress_at = self._clock.monotonic()
         return whole
 
-    def _decode(self, messages: list[Message]) -> tuple[Counter[str], Counter[str], list[_Sender]]:
-        """Fills the columns. Gives messages by fate, rejections by reason, and who has sent which readings."""
-        decoder, columns = self._decoder, self._columns
-        counts: Counter[str] = Counter()
-        rejected: Counter[str] = Counter()
-        senders: list[_Sender] = []
-        session = self._session()
+    def _decode(self, messages: list[Message]) -> _Fates:
+        """Fills the columns."""
+        fates, session = _Fates(), self._session()
+        # What waits of an older connection belongs to the session before; its end is journaled ahead of this turn.
+        older = next((n for n, message in enumerate(messages) if message.connection >= session), len(messages))
+        self._sort(messages[:older], fates)
+        if older < len(messages) and self._safekeeping.note_session(session):
+            fates.digests = [0] * len(fates.digests)
+        self._sort(messages[older:], fates)
+        return fates
+
+    def _sort(self, messages: list[Message], fates: _Fates) -> None:
+        """Those that are readings are read, as many at once as may be."""
+        run: list[Message] = []
+        is_wanted = self._decoder.is_wanted
         for message in messages:
-            # What waits of an older connection belongs to the session before; its end is journaled ahead of this turn.
-            if message.connection >= session and self._safekeeping.note_session(session):
-                senders = [sender._replace(digest=0) for sender in senders]
-            if message.dup and self._safekeeping.is_known(message):
-                rejected["redelivered"] += 1
-            elif not decoder.is_wanted(message.topic):
-                counts["ignored"] += 1
+            if message.dup:
+                self._read(run, fates)  # it may be one of these again
+                run = []
+                if self._safekeeping.is_known(message):
+                    fates.rejected["redelivered"] += 1
+                    continue
+            if not is_wanted(message.topic):
+                fates.counts["ignored"] += 1
                 if message.topic == self._command_topic:
                     self._orders.take(message)
                 elif listener := self._listeners.get(message.topic):
                     listener(message)
             elif message.retain:
-                counts["retained"] += 1
-            elif reason := decoder.decode(message.topic, message.payload, message.arrival, columns):
-                rejected[str(reason)] += 1
-                self._sparing.event(
-                    logging.INFO, "message rejected", per=str(reason), reason=str(reason), topic=message.topic
-                )
+                fates.counts["retained"] += 1
             else:
-                counts["decoded"] += 1
-                senders.append(_Sender(message, len(columns), self._safekeeping.note(message)))
-        return counts, rejected, senders
+                run.append(message)
+        self._read(run, fates)
 
-    def _group(self, now: float, senders: list[_Sender], rejected: Counter[str]) -> tuple[Group, dict[str, int]]:
+    def _read(self, run: list[Message], fates: _Fates) -> None:
+        for message, end in zip(run, self._decoder.decode_all(run, self._columns), strict=True):
+            if isinstance(end, int):
+                fates.senders.append(message)
+                fates.ends.append(end)
+            else:
+                reason = str(end)
+                fates.rejected[reason] += 1
+                self._sparing.event(logging.INFO, "message rejected", per=reason, reason=reason, topic=message.topic)
+        new = fates.senders[len(fates.digests) :]
+        fates.counts["decoded"] += len(new)
+        fates.digests += self._safekeeping.note(new)
+
+    def _group(self, now: float, fates: _Fates, rejected: Counter[str]) -> tuple[Group, dict[str, int]]:
         """The readings that reach the model, written into the journal; the others are added to `rejected`."""
         columns, registry = self._columns, self._shard.registry
         time, value = np.array(columns.time, np.float64), np.array(columns.value, np.float64)
-        ends = np.array([sender.end for sender in senders], np.intp)
-        owner = np.repeat(np.arange(len(senders)), np.diff(ends, prepend=0))
+        ends = np.array(fates.ends, np.intp)
+        owner = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
         future = time > now + self._max_future_seconds
         out_of_range = ~future & (np.abs(value) > LARGEST_VALUE)
         good = ~(future | out_of_range)
@@ -623,9 +642,9 @@ class Engine:
         flags = np.array(columns.flags, np.uint8)
         group = self._safekeeping.append_group(
             Batch(slot[rows], time[rows], value[rows], flags[rows]),
-            [sender.message for sender in senders],
-            np.bincount(owner[rows], minlength=len(senders)).astype(np.uint32),
-            [sender.digest for sender in senders],
+            fates.senders,
+            np.bincount(owner[rows], minlength=len(fates.senders)).astype(np.uint32),
+            fates.digests,
             admitted,
         )
         return group, refused

@@ -366,8 +366,8 @@ class Metrics:
             if table is None:
                 return text, content_type
             end = b"# EOF\n" if is_openmetrics else b""
-            series = self._text.write(table, self._top if self._per_series == "top" else None)
-            return b"".join([text.removesuffix(end), series, end]), content_type
+            top = self._top if self._per_series == "top" else None
+            return self._text.write(table, top, text.removesuffix(end), end), content_type
 
     def collect(self) -> Iterable[Metric]:
         """All families of one moment; prometheus_client calls it."""

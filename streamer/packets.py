@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from streamer.readings import Message
 
@@ -17,6 +18,12 @@ LONGEST_HEADER = 2 + 65_535 + 2 + 4  # topic with its length, packet identifier,
 MOST_TOPICS = 262_144  # by eye: 20-40 MB of topics, twice as many as there may be series by default
 MOST_PROPERTIES = 1_024  # by eye: brokers send a handful of different property blocks
 
+MOST_SHAPES = 65_536  # by eye: 10 MB at most; a plant has some hundreds
+SHAPE_BYTES = 5  # type, length in one or two bytes, length of the topic: a PUBLISH has no fewer
+
+_Shape = tuple[int, int, int, int, int, bool, bool]
+"""Offsets of topic, its end, payload and end; QoS, retain, dup."""
+_AS_MESSAGE = partial(tuple.__new__, Message)
 PLAIN_HEADS = {
     0x30 | dup << 3 | qos << 1 | retain: (qos, bool(retain), bool(dup))
     for dup in (0, 1)
@@ -50,6 +57,7 @@ class PublishReader:
         """A new connection: what was left of the old one is void."""
         self._connection = connection
         self._is_v5 = is_v5
+        self._shapes: dict[bytes, _Shape] = {}
         self._held: list[bytes] = []
         """pieces of a PUBLISH that is not complete"""
         self._held_bytes = 0
@@ -77,7 +85,10 @@ class PublishReader:
             position += len(parts[0])
             self._passing_bytes -= len(parts[0])
         while position < len(data):
-            messages, position = self._read_run(data, position, arrival, self._largest)
+            messages, position = self._read_quick(data, position, arrival)
+            if position < len(data):
+                more, position = self._read_run(data, position, arrival, self._largest)
+                messages += more
             if messages:
                 parts.append(messages)
             if position < len(data):
@@ -86,14 +97,57 @@ class PublishReader:
                     parts.append(part)
         return parts
 
+    def _read_quick(self, data: bytes, position: int, arrival: float) -> tuple[list[Message], int]:
+        """As `_read_run`, as long as packets have a shape and a topic that are known; in three quarters of its time.
+
+        The hot loop: two lookups and three slices a message, no attribute, no exception. `tuple.__new__` makes a
+        Message in a third of the time that its constructor takes.
+        """
+        found: list[tuple[str, bytes, int, int, bool, float, int, bool]] = []
+        append, shape_of, known = found.append, self._shapes.get, self._topics.get
+        connection, is_v5, size = self._connection, self._is_v5, len(data)
+        while True:
+            head = data[position : position + SHAPE_BYTES]
+            shape = shape_of(head) or self._learn_shape(head)
+            if shape is None:
+                break
+            name, name_end, start, whole, qos, retain, dup = shape
+            end, mid_at, start = position + whole, position + name_end, position + start
+            topic = known(data[position + name : mid_at])
+            if end > size or topic is None or (is_v5 and data[start - 1]):
+                break
+            mid = data[mid_at] << 8 | data[mid_at + 1] if qos else 0
+            append((topic, data[start:end], qos, mid, retain, arrival, connection, dup))
+            position = end
+        return list(map(_AS_MESSAGE, found)), position
+
+    def _learn_shape(self, head: bytes) -> _Shape | None:
+        """Where the parts of a PUBLISH are that begins so, with properties that are none; None where that is open."""
+        plain = PLAIN_HEADS.get(head[0]) if len(head) == SHAPE_BYTES else None
+        if plain is None:
+            return None
+        length, body = head[1], 2
+        if length > 127:
+            if head[2] > 127:
+                return None
+            length, body = length & 127 | head[2] << 7, 3
+        qos, retain, dup = plain
+        name = body + 2
+        name_end = name + (head[body] << 8 | head[body + 1])
+        start = name_end + (2 if qos else 0) + self._is_v5
+        if start > body + length:
+            return None
+        if len(self._shapes) >= MOST_SHAPES:
+            self._shapes.clear()
+        self._shapes[head] = shape = name, name_end, start, body + length, qos, retain, dup
+        return shape
+
     def _read_run(self, data: bytes, position: int, arrival: float, largest: int) -> tuple[list[Message], int]:
         """The messages that stand complete and in order from `position`, and where the first other byte stands.
 
-        The hot loop: no call but two lookups a message, no attribute, no exception. `tuple.__new__` makes a Message in
-        half the time that its constructor takes.
+        The careful way, which `_read_quick` is held to; topics become known here.
         """
         messages: list[Message] = []
-        append, new, message_type = messages.append, tuple.__new__, Message
         topics, connection, is_v5 = self._topics, self._connection, self._is_v5
         size, heads = len(data), PLAIN_HEADS
         try:
@@ -134,21 +188,7 @@ class PublishReader:
                     topic = self._learn(name)
                     if topic is None:
                         break
-                append(
-                    new(
-                        message_type,
-                        (
-                            topic,
-                            data[start:end],
-                            qos,
-                            mid,
-                            retain,
-                            arrival,
-                            connection,
-                            dup,
-                        ),
-                    )
-                )
+                messages.append(Message(topic, data[start:end], qos, mid, retain, arrival, connection, dup))
                 position = end
         except (IndexError, ValueError):  # the header goes on in the next read, or is no header
             pass

@@ -181,7 +181,8 @@ def _leave_it(client: Client, _userdata: object, sock: SocketLike) -> None:
 
 def acknowledgements(messages: Sequence[Message], connection: int) -> bytes:
     """The packets that acknowledge what this connection has delivered at QoS 1 and 2."""
-    words = [_ACKNOWLEDGEMENT[m.qos] | m.mid for m in messages if m.qos and m.connection == connection]
+    # Unpacking costs a third of four attributes.
+    words = [_ACKNOWLEDGEMENT[qos] | mid for _, _, qos, mid, _, _, by, _ in messages if qos and by == connection]
     return struct.pack(f">{len(words)}I", *words)
 
 

@@ -35,12 +35,12 @@ class Redelivery:
 
     def note(self, group: Group) -> None:
         """The journal has been given these."""
-        self._digests.update(zip(group.mid.tolist(), group.digest.tolist(), strict=True))
-        self._digests.pop(0, None)  # QoS 0 has no identifiers
+        self.note_coming(group.mid.tolist(), group.digest.tolist())
 
-    def note_one(self, mid: int, value: int) -> None:
-        """The journal will be given this one, with its `digest`."""
-        self._digests[mid] = value
+    def note_coming(self, mids: list[int], digests: list[int]) -> None:
+        """The journal will be given these."""
+        self._digests.update(zip(mids, digests, strict=True))
+        self._digests.pop(0, None)  # QoS 0 has no identifiers
 
     def forget(self) -> None:
         """The session is lost: identifiers begin anew."""

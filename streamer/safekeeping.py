@@ -149,13 +149,13 @@ class Safekeeping:
         """The broker sends again what the journal holds."""
         return message.dup and self._journal is not None and self._redelivery.is_known(message)
 
-    def note(self, message: Message) -> int:
-        """The message will be in the next group; gives its digest."""
-        if self._journal is None or message.qos == 0:
-            return 0
-        value = digest(message)
-        self._redelivery.note_one(message.mid, value)
-        return value
+    def note(self, messages: Sequence[Message]) -> list[int]:
+        """These messages will be in the next group; gives the digest of each."""
+        if self._journal is None:
+            return [0] * len(messages)
+        digests = [digest(message) if message.qos else 0 for message in messages]
+        self._redelivery.note_coming([message.mid for message in messages], digests)
+        return digests
 
     def append(self, fact: Fact) -> None:
         """A fact, before or as it changes the state."""

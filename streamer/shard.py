@@ -378,10 +378,12 @@ class Shard:
     def live(self, now: float, stale_seconds: float) -> Int32:
         """Slots of the series that have reported within `stale_seconds`, or within what their cadence allows."""
         count = self.registry.rows
-        allowed = self.cadence.allowed_seconds(count, now)
-        allowed = np.where(np.isfinite(allowed), np.maximum(allowed, stale_seconds), stale_seconds)
-        fresh = self.cadence.absent_seconds(count, now) <= allowed
-        return np.flatnonzero(fresh & (self.registry.devices >= 0)).astype(np.int32)
+        absent, known = self.cadence.absent_seconds(count, now), self.registry.devices >= 0
+        fresh = absent <= stale_seconds
+        if not fresh[known].all():
+            allowed = self.cadence.allowed_seconds(count, now)
+            fresh |= np.isfinite(allowed) & (absent <= allowed)
+        return np.flatnonzero(fresh & known).astype(np.int32)
 
     # --- Other weights ---
 

@@ -15,11 +15,11 @@ SMALL = gpu.Options(series=70, batch=64, sequences=16, steps=3, repeats=1, host_
 def test_what_a_gpu_would_show_is_not_run_without_one(capsys: pytest.CaptureFixture[str]) -> None:
     """Every row is named, with the reason; in the table too, and beside the figures of a training on the CPU."""
     for argv, rows, reason in (
-        (["step", "--device", "cpu"], gpu.STEP_ROWS, "not asked for: the device is the CPU"),
+        (["step", "--quick", "--device", "cpu"], gpu.STEP_ROWS, "not asked for: the device is the CPU"),
         (["train", "--quick", "--series", "2", "--steps", "16", "--device", "cpu"], gpu.LOOP_ROWS, "not asked for"),
-        (["step"], gpu.STEP_ROWS, "torch sees no CUDA device"),
+        (["step", "--quick"], gpu.STEP_ROWS, "torch sees no CUDA device"),
     ):
-        if argv == ["step"] and torch.cuda.is_available():
+        if argv == ["step", "--quick"] and torch.cuda.is_available():
             continue
         assert main([*argv, "--json"]) == 0
         report = msgspec.json.decode(capsys.readouterr().out, type=Report)
@@ -27,7 +27,7 @@ def test_what_a_gpu_would_show_is_not_run_without_one(capsys: pytest.CaptureFixt
         assert report.not_run.keys() == rows.keys()
         assert not report.figures.keys() & rows.keys()
         assert all(reason in said for said in report.not_run.values())
-    assert main(["step", "--device", "cpu"]) == 0
+    assert main(["step", "--quick", "--device", "cpu"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "not run" in line]
     assert [line[0] for line in lines] == list(gpu.STEP_ROWS)
 

@@ -133,6 +133,48 @@ def test_any_packets_in_any_pieces_give_the_messages_that_were_sent(data: st.Dat
     assert b"".join(again) == stream
 
 
+@settings(max_examples=1000)
+@given(st.data())
+def test_known_topics_are_read_quickly_and_alike(data: st.DataObject) -> None:
+    """The quick way gives the careful way's messages, of whole, damaged and cut packets, and gives up where it must."""
+    is_v5 = data.draw(st.booleans())
+    no_properties = b"\x00" if is_v5 else b""
+    packets = st.builds(
+        lambda topic, payload, qos, mid, retain, properties: publish(
+            topic, payload, qos=qos, mid=mid, retain=retain, properties=properties
+        ),
+        st.sampled_from(("a", "b/c", "long" * 40)),
+        st.sampled_from((b"", b"1", b"x" * 90, b"x" * 300, b"x" * 20_000)),
+        st.integers(0, 2),
+        st.integers(0, 65_535),
+        st.booleans(),
+        st.sampled_from((no_properties, b"\x02\x01\x01" if is_v5 else b"")),
+    )
+    stream = bytearray(b"".join(data.draw(st.lists(packets, max_size=6))))
+    for _ in range(data.draw(st.integers(0, 2)) if stream else 0):
+        stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
+    stream = stream[: data.draw(st.integers(0, len(stream)))]
+
+    reader = PublishReader(1_048_576, lambda block: block != b"\x01\xff")
+    reader.begin(connection=7, is_v5=is_v5)
+    careful, careful_end = reader._read_run(bytes(stream), 0, ARRIVAL, 1_048_576)  # the topics are known from here on
+    quick, quick_end = reader._read_quick(bytes(stream), 0, ARRIVAL)
+    rest, end = reader._read_run(bytes(stream), quick_end, ARRIVAL, 1_048_576)
+    assert quick + rest == careful
+    assert end == careful_end
+
+
+def test_shapes_of_one_connection_are_not_those_of_another() -> None:
+    """In MQTT 5 a byte more stands ahead of the payload."""
+    reader = PublishReader(1_048_576, lambda _: True)
+    for is_v5, properties in ((False, b""), (True, b"\x00"), (False, b"")):
+        reader.begin(connection=7, is_v5=is_v5)
+        for _ in range(2):
+            assert reader.feed(publish("a", b"0", properties=properties) * 2, ARRIVAL) == [
+                [Message("a", b"0", 0, 0, False, ARRIVAL, 7)] * 2
+            ]
+
+
 @pytest.mark.parametrize("is_v5", [False, True])
 @pytest.mark.parametrize("piece_bytes", [1 << 30, 1_000, 4_096, 65_536])
 def test_a_packet_that_is_too_large_is_cut_to_one_byte_more_than_a_decoder_takes(piece_bytes: int, is_v5: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.recipe import DEVICES
+from streamer.bench.comparison import PEERS
 from streamer.errors import ModelError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def _say(line: str) -> None:
 
 
 def _ingest(arguments: argparse.Namespace) -> int:
+    from streamer.bench.comparison import FULL, QUICK
     from streamer.bench.ingest import Options, measure
     from streamer.bench.processes import BenchError
 
@@ -45,6 +47,10 @@ def _ingest(arguments: argparse.Namespace) -> int:
         idle_seconds=2.0 if arguments.quick else 10.0,
         latency_seconds=2.0 if arguments.quick else 10.0,
         settings=tuple(arguments.overrides),
+        against=tuple(arguments.against),
+        sizes=QUICK if arguments.quick else FULL,
+        many_series=(3000 if arguments.quick else 100_000) if arguments.many_series is None else arguments.many_series,
+        many_messages=30_000 if arguments.quick else 300_000,
     )
     if options.series % options.fields:
         parser().error(f"--series {options.series} is no multiple of --fields {options.fields}")
@@ -73,9 +79,20 @@ def _quality(arguments: argparse.Namespace) -> int:
 
 
 def _step(arguments: argparse.Namespace) -> int:
-    from streamer.bench.gpu import measure_step
+    from streamer.bench import gpu, step
+    from streamer.bench.report import Report, machine
 
-    report = measure_step(_on_gpu(arguments), arguments.device, _say)
+    report = Report(machine())
+    step.add_steps(report, step.QUICK if arguments.quick else step.FULL, _say)
+    gpu.add_steps(report, _on_gpu(arguments), arguments.device, _say)
+    print(report.json() if arguments.json else report.table())
+    return 0
+
+
+def _scrape(arguments: argparse.Namespace) -> int:
+    from streamer.bench.scrape import FULL, QUICK, measure
+
+    report = measure(QUICK if arguments.quick else FULL, _say)
     print(report.json() if arguments.json else report.table())
     return 0
 
@@ -135,6 +152,14 @@ def parser() -> argparse.ArgumentParser:
     ingest.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
         help="a setting of the daemon, to compare with and without; may be repeated",
     )  # fmt: skip
+    ingest.add_argument(
+        "--against", type=_peers, default=_peers("all"), metavar="NAMES",
+        help=f"programs to compare with, by comma: all (default), none, or of {', '.join(PEERS)}",
+    )  # fmt: skip
+    ingest.add_argument(
+        "--many-series", type=_count_or_none, metavar="N",
+        help="of a second daemon, for its rate and memory; 100000, with --quick 3000; 0: without it",
+    )  # fmt: skip
     ingest.add_argument("--quick", action="store_true", help="a small load and short pauses: does it work at all")
     ingest.add_argument("--json", action="store_true", help="print one JSON object")
     ingest.set_defaults(measure=_ingest)
@@ -147,11 +172,21 @@ def parser() -> argparse.ArgumentParser:
     ))  # fmt: skip
     _add_step(kinds.add_parser(
         "step",
-        help="the streaming step on a CUDA device: share of its memory's rate, time of a small batch, error",
-        description="Step the model on a CUDA device, in the kernel and by torch's own LSTM, and print how near to the "
-        "device's limits each is. Without a device the figures are `not run`.",
+        help="the streaming step on one core beside nn.LSTM and a large product; on a CUDA device beside its memory",
+        description="Step the model on one core, beside torch's nn.LSTM and a large product of matrices; and on a CUDA "
+        "device, in the kernel and by torch's own LSTM, and print how near to the device's limits each is. Without a "
+        "device those figures are `not run`.",
         allow_abbrev=False,
     ))  # fmt: skip
+    scrape = kinds.add_parser(
+        "scrape",
+        help="100,000 series in the exposition beside prometheus_client, and how long scoring waits meanwhile",
+        description="Write the exposition of 100,000 series while readings are scored, and print what it costs.",
+        allow_abbrev=False,
+    )
+    scrape.add_argument("--quick", action="store_true", help="5,000 series: does it work at all")
+    scrape.add_argument("--json", action="store_true", help="print one JSON object")
+    scrape.set_defaults(measure=_scrape)
     _add_train(kinds.add_parser(
         "train",
         help="series-steps a second of a retraining's loop, and the share of a bare nn.LSTM's that this is",
@@ -201,6 +236,20 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 100_000_000:
         raise argparse.ArgumentTypeError(f"found {text}; expected an integer from 1 to 100000000")
     return int(text)
+
+
+def _count_or_none(text: str) -> int:
+    return 0 if text == "0" else _count(text)
+
+
+def _peers(text: str) -> list[str]:
+    if text in ("all", "none"):
+        return list(PEERS) if text == "all" else []
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"found {', '.join(unknown)}; expected all, none, or of {', '.join(PEERS)}")
+    return names
 
 
 def _rate(text: str) -> float:

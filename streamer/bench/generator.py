@@ -42,6 +42,8 @@ class Plan(msgspec.Struct, frozen=True):
     qos: int = 1
     rate: float = 0.0
     """messages a second; 0: as fast as it is allowed"""
+    history: int = 1
+    """so many readings of each field in a message, a second apart; above 1 as an array of objects"""
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -60,20 +62,27 @@ class Load:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._bodies = bodies(plan.fields)
-        length = len(payload(self._bodies[0], plan.start))
+        length = len(self._payload(0, 0))
         self._heads = [publish_head(f"{plan.prefix}/{k}", length, plan.qos) for k in range(plan.topics)]
         self._sent = 0
 
     def take(self, count: int) -> bytes:
         """The next `count` packets."""
         first, self._sent = self._sent, self._sent + count
-        heads, bodies_, topics = self._heads, self._bodies, len(self._heads)
+        heads, topics = self._heads, len(self._heads)
         packets: list[bytes] = []
         for number in range(first, first + count):
             turn, topic = divmod(number, topics)
             mid = (number % 0xFFFF + 1).to_bytes(2, "big") if self._plan.qos else b""
-            packets += (heads[topic], mid, payload(bodies_[(turn + 37 * topic) % BODIES], self._plan.start + turn))
+            packets += (heads[topic], mid, self._payload(turn, topic))
         return b"".join(packets)
+
+    def _payload(self, turn: int, topic: int) -> bytes:
+        start, history = self._plan.start, self._plan.history
+        if history == 1:
+            return payload(self._bodies[(turn + 37 * topic) % BODIES], start + turn)
+        turns = range(turn * history, (turn + 1) * history)
+        return b"[%s]" % b",".join([payload(self._bodies[(t + 37 * topic) % BODIES], start + t) for t in turns])
 
 
 def bodies(fields: int) -> list[bytes]:

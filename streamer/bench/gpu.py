@@ -9,13 +9,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamer.bench.report import Better, Report, machine
+from streamer.bench.report import Better, Report
+from streamer.bench.step import two_layers
 
 if TYPE_CHECKING:
     from models.weights import Weights
@@ -83,16 +84,14 @@ def absent(device: str) -> str:
     return ""
 
 
-def measure_step(options: Options, device: str, say: Callable[[str], None]) -> Report:
+def add_steps(report: Report, options: Options, device: str, say: Callable[[str], None]) -> None:
     """All figures of the streaming step."""
-    report = Report(machine())
     report.machine |= {"series": float(options.series), "batch": float(options.batch)}
     missing = absent(device)
     if missing:
         report.leave_out(STEP_ROWS, missing)
     else:
         Steps(report, options, "cuda", say).run()
-    return report
 
 
 def add_loops(report: Report, options: Options, device: str, say: Callable[[str], None]) -> None:
@@ -261,15 +260,6 @@ class Steps(_Measurement):
             theirs = torch.addmm(bias, torch.cat((state[0], x), dim=1), head.T).float().cpu().numpy()
             off += [np.square(each - wanted).mean() for each in (ours, theirs)]
         self.add("error_over_torch_in_float16", float(np.sqrt(off[0] / off[1])))
-
-
-def two_layers(base: Weights) -> Weights:
-    """The bench's reference model: as the shipped one, with two layers of 64 units and weights that mean nothing."""
-    from models.weights import Weights, expected_shapes
-
-    config, rng = replace(base.config, hidden_size=64, num_layers=2), np.random.default_rng(1)
-    shapes = expected_shapes(config)
-    return Weights(config, {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}, {})
 
 
 class Loops(_Measurement):

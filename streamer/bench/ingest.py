@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 import os
 import re
+import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
+from streamer.bench.comparison import FULL, Comparison, Sizes
 from streamer.bench.generator import Account, Plan
 from streamer.bench.processes import (
     BenchError,
@@ -31,12 +35,15 @@ from streamer.bench.processes import (
     wait_for,
 )
 from streamer.bench.report import Busy, Report, machine
+from streamer.settings import load as load_settings
 
 AHEAD = 40_000  # messages published and not yet settled: more than the load is between two looks at the daemon
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.25  # each look is a scrape, and part of the load
 STALLED_SECONDS = 5.0  # without progress, after the last message was published: the rest is lost
 START_SERIES, START_RATE, START_SECONDS = 20, 2000.0, 60.0
 WARM_READINGS = 20  # of a series have no score
+PACED_SECONDS = 2.0  # a phase of the latency's
+HISTORY = 25  # readings, so that each of many series has one
 LATENCY = "streamer_scored_latency_seconds"
 
 
@@ -55,6 +62,12 @@ class Options:
     latency_seconds: float
     settings: tuple[str, ...]
     """further settings of the daemon"""
+    against: tuple[str, ...] = ()
+    """names of `PEERS`"""
+    sizes: Sizes = FULL
+    many_series: int = 0
+    """of a second daemon, whose rate and memory are told; 0: there is none"""
+    many_messages: int = 300_000
 
     @property
     def topics(self) -> int:
@@ -105,14 +118,16 @@ def measure(options: Options, say: Callable[[str], None]) -> Report:
     with tempfile.TemporaryDirectory(prefix="streamer-bench-") as name:
         directory = Path(name)
         with broker(directory) as (server, port):
-            _measure(options, say, report, directory, server, port)
+            rate = _measure(options, say, report, directory, server, port)
+            add_many(options, report, directory, server, port, rate, say)
     report.machine["load_average_after"] = round(os.getloadavg()[0], 2)
     return report
 
 
 def _measure(
     options: Options, say: Callable[[str], None], report: Report, directory: Path, server: Child, port: int
-) -> None:
+) -> float:
+    """Gives messages for a second of the daemon's CPU time."""
     say("start: from nothing to the first score")
     daemon, start_seconds = start(options, directory, port)
     try:
@@ -130,17 +145,91 @@ def _measure(
 
         paced = options.rate or rate / 2
         say(f"latency: {options.latency_seconds:g} s at {paced:.0f} messages/s")
-        messages = max(1, int(paced * options.latency_seconds))
-        calm = publish(daemon, server, directory, load_plan(options, port, messages, paced, first + rounds))
-        add_latency(report, calm, say)
+        messages = max(1, int(paced * min(options.latency_seconds, PACED_SECONDS)))
+        calm: list[Phase] = []
+        first += rounds
+        for _ in range(max(1, round(options.latency_seconds / PACED_SECONDS))):
+            calm.append(publish(daemon, server, directory, load_plan(options, port, messages, paced, first)))
+            first += math.ceil(messages / options.topics)
+        add_latency(report, calm, commit_ms(options), say)
+        compare(options, report, directory, daemon, server, load_plan(options, port, 0, 0.0, first), say)
 
         say(f"idle: {options.idle_seconds:g} s without a message, with all series known")
         report.add("idle_with_series_cpu_percent", 100 * cpu_per_second(daemon, options.idle_seconds), 1, "lower")
-        scrape = wait_for(lambda: quiet(daemon, calm.after), 30, "the daemon's count of its series")
+        scrape = wait_for(lambda: quiet(daemon, calm[-1].after), 30, "the daemon's count of its series")
         report.add("series", scrape["streamer_series"], options.series, "higher")
         report.add("resident_mb", memory_bytes(daemon.pid, "VmRSS") / 1e6, 1500, "lower")
         say("stop: drain, save the state of all series")
         stop(daemon, report)
+    finally:
+        daemon.stop()
+    return load.settled() / max(load.daemon_cpu_seconds, 1e-9)
+
+
+def compare(
+    options: Options,
+    report: Report,
+    directory: Path,
+    daemon: Daemon,
+    server: Child,
+    plan: Plan,
+    say: Callable[[str], None],
+) -> None:
+    """The daemon, which all series have warmed up, in turn with other programs at a broker of their own."""
+    published = 0
+
+    def daemon_cpu(messages: int) -> float:
+        nonlocal published
+        next_plan = msgspec.structs.replace(plan, messages=messages, start=plan.start + published)
+        published += math.ceil(messages / plan.topics)
+        load = publish(daemon, server, directory, next_plan)
+        return load.daemon_cpu_seconds / max(load.settled(), 1.0)
+
+    (directory / "peers").mkdir()
+    with broker(directory / "peers") as (_, port):
+        theirs = msgspec.structs.replace(plan, port=port)
+        Comparison(report, options.sizes, theirs, directory / "peers", daemon_cpu, say).run(options.against)
+
+
+def add_many(
+    options: Options,
+    report: Report,
+    directory: Path,
+    server: Child,
+    port: int,
+    per_cpu_second: float,
+    say: Callable[[str], None],
+) -> None:
+    """What many series cost, in rate and memory: a second daemon, each of whose series has met enough for a score.
+
+    Rates are messages for a second of the daemon's CPU time: so two loads compare that had not the machine alike.
+    """
+    rows = {"rate_of_many_series_over_few": 0.8, "resident_bytes_per_series": 12 * 1024}
+    if not options.many_series:
+        report.leave_out(rows, "not asked for: --many-series")
+        return
+    say(f"many series: {options.many_series} of them, with {HISTORY} readings each")
+    many = replace(options, series=options.many_series * options.fields)
+    (directory / "many").mkdir()
+    daemon = Daemon(directory / "many", port, (*raised_settings(many), f"mqtt.qos={options.qos}", *options.settings))
+    try:
+        wait_for(lambda: is_subscribed(daemon), 30, "the daemon's subscription")
+        count = options.many_messages // many.topics + 1
+        first = time.time() - HISTORY - count - 1
+        past = Plan(port, "many", many.topics, many.topics, 120.0, first, options.fields, options.qos, 0.0, HISTORY)
+        publish(daemon, server, directory, past)
+        say(f"many series: {options.many_messages} messages, as fast as it goes")
+        plan = msgspec.structs.replace(past, messages=options.many_messages, start=first + HISTORY, history=1)
+        load = publish(daemon, server, directory, plan)
+        scrape = wait_for(lambda: quiet(daemon, load.after), 30, "the daemon's count of its series")
+        report.machine["many_series"] = scrape["streamer_series"]
+        report.machine["busy_elsewhere_cores_many"] = round(load.elsewhere_cores, 2)
+        per_message = load.daemon_cpu_seconds / max(load.settled(), 1.0)
+        report.add("daemon_cpu_us_per_message_of_many_series", 1e6 * per_message, None, "lower")
+        names = list(rows)
+        report.add(names[0], 1 / per_message / per_cpu_second, rows[names[0]], "higher")
+        resident = memory_bytes(daemon.pid, "VmRSS") / max(scrape["streamer_series"], 1.0)
+        report.add(names[1], resident, rows[names[1]], "lower")
     finally:
         daemon.stop()
 
@@ -175,14 +264,18 @@ def publish(daemon: Daemon, server: Child, directory: Path, plan: Plan) -> Phase
     base = settled(before)
     busy = Busy(lambda: sum(map(cpu_seconds, (daemon.pid, server.pid, os.getpid()))))
     cpu = cpu_seconds(daemon.pid), cpu_seconds(server.pid)
-    generator = Generator(plan, directory, AHEAD)
+    is_paced = plan.rate > 0  # it needs no holding back, and a scrape is a pause of ten milliseconds
+    generator = Generator(plan, directory, plan.messages if is_paced else AHEAD)
     account: Account | None = None
     try:
         latest, moved_at = 0.0, time.monotonic()
         while True:
             time.sleep(LOOK_SECONDS)  # between two scrapes: looking more often would be part of the load
-            after = looked_at(daemon)
             now = time.monotonic()
+            if is_paced and account is None and now - moved_at <= plan.seconds:
+                account = generator.account()
+                continue
+            after = looked_at(daemon)
             done = settled(after) - base
             if done > latest:
                 latest, moved_at = done, now
@@ -229,18 +322,28 @@ def add_load(report: Report, load: Phase) -> float:
     return rate
 
 
-def add_latency(report: Report, calm: Phase, say: Callable[[str], None]) -> None:
-    """The figures of the phase below saturation."""
-    report.machine["busy_elsewhere_cores_latency"] = round(calm.elsewhere_cores, 2)
-    report.add(
-        "paced_messages_per_second", calm.account.sent / (calm.account.ended - calm.account.began), None, "higher"
-    )
+def add_latency(report: Report, calm: Sequence[Phase], commit: float, say: Callable[[str], None]) -> None:
+    """The figures of the phases below saturation, the median of each; `commit`: milliseconds for which readings gather.
+
+    In a phase of ten seconds one pause of a tenth of a second, whoever makes it, is the worst hundredth.
+    """
+    report.machine["busy_elsewhere_cores_latency"] = round(statistics.median(p.elsewhere_cores for p in calm), 2)
+    paced = statistics.median(p.account.sent / (p.account.ended - p.account.began) for p in calm)
+    report.add("paced_messages_per_second", paced, None, "higher")
     for name, share in (("latency_p50_ms", 0.5), ("latency_p99_ms", 0.99)):
-        value = calm.latency_ms(share)
-        if value is None:
+        found = [value for phase in calm if (value := phase.latency_ms(share)) is not None]
+        if not found:
             say(f"no {name}: nothing was scored; a series needs more than {WARM_READINGS} readings (--messages)")
-        else:
-            report.add(name, value, None, "lower")
+            continue
+        report.add(name, statistics.median(found), None, "lower")
+        if share == 0.99:
+            report.add("latency_p99_above_commit_ms", statistics.median(found) - commit, 15, "lower")
+
+
+def commit_ms(options: Options) -> float:
+    """How long messages gather before they are written, at most."""
+    settings = load_settings(None, options.settings, {})
+    return settings.journal.commit_ms if settings.state.durability == "journal" else 0.0
 
 
 def stop(daemon: Daemon, report: Report) -> None:
@@ -278,6 +381,12 @@ def quiet(daemon: Daemon, before: Scrape) -> Scrape | None:
     name = "streamer_last_progress_timestamp_seconds"
     is_done = scrape and scrape["streamer_messages_queued"] == 0 and scrape[name] > before[name] + 0.5
     return scrape if is_done else None
+
+
+def is_subscribed(daemon: Daemon) -> bool | None:
+    """True once the broker has granted what it asked for."""
+    scrape = daemon.scrape()
+    return True if scrape and scrape["streamer_mqtt_subscribed"] == 1 else None
 
 
 def settled(scrape: Scrape) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from streamer.payloads import influx, lorawan, senml, telegraf
 from streamer.payloads.columns import Columns, Rejection, Trace
@@ -10,13 +11,16 @@ from streamer.payloads.globs import compile_globs
 from streamer.payloads.jsontext import UNREPRESENTABLE, parse, parse_plain
 from streamer.payloads.names import tagged_head
 from streamer.payloads.rules import CompiledRule, Rule, zone_of
+from streamer.payloads.runs import parse_run, read_run
 from streamer.payloads.sources import Node, Source, Sources
 from streamer.payloads.times import find_time, from_value
 from streamer.payloads.tree import ARRIVAL, ARRIVAL_TIME, Reading, Refused, Tree
 from streamer.payloads.words import WORDS, parse_number
+from streamer.readings import Message
 
 _ABSENT = object()
 _SCALARS = ("auto", "number", "json")
+RUN = 256  # messages that are parsed at once; one that is odd makes so many slow (by eye)
 _STRIPPED = " \t\r\n\x00\ufeff"  # C programs send the terminator, Windows programs the byte order mark
 
 
@@ -97,6 +101,35 @@ class Decoder:
             return self._decode_json(source, payload, arrival, out, trace)
         return self._decode_text(source, payload, arrival, out, trace)
 
+    def decode_all(self, messages: Sequence[Message], out: Columns) -> list[int | Rejection]:
+        """As `decode`, one after the other, but faster: the length of `out` after each, or why it is rejected."""
+        ends: list[int | Rejection] = []
+        for start in range(0, len(messages), RUN):
+            ends += self._decode_run(messages[start : start + RUN], out)
+        return ends
+
+    def _decode_run(self, run: Sequence[Message], out: Columns) -> Sequence[int | Rejection]:
+        """Flat objects are parsed together, and read together if they have one shape."""
+        young = self._sources.young
+        topics, payloads, _, _, _, arrivals, *_ = zip(*run, strict=True)
+        sources = [source for source in map(young.get, topics) if source is not None and source.is_flat]
+        documents = None
+        if len(sources) == len(run) and max(map(len, payloads)) <= self._max_payload_bytes:
+            documents = parse_run(payloads)
+        if documents is None:
+            return [
+                self.decode(topic, payload, arrival, out) or len(out.value)
+                for topic, payload, arrival in zip(topics, payloads, arrivals, strict=True)
+            ]
+        if len(documents[0]) <= self._max_fields:
+            ends = read_run(documents, sources, arrivals, self._words, out)
+            if ends is not None:
+                return ends
+        return [
+            self._read_flat(source, document, payload, arrival, out) or len(out.value)
+            for source, document, payload, arrival in zip(sources, documents, payloads, arrivals, strict=True)
+        ]
+
     def _decode_flat(self, source: Source, payload: bytes, arrival: float, out: Columns) -> Rejection | None:
         """The short way for an object of leaves; what turns out to be more is read again, the long way."""
         try:
@@ -105,6 +138,11 @@ class Decoder:
             return self._decode_json(source, payload, arrival, out, None)
         if not isinstance(document, dict):  # never: it begins with a brace
             return Rejection.BAD_JSON
+        return self._read_flat(source, document, payload, arrival, out)
+
+    def _read_flat(
+        self, source: Source, document: dict[str, object], payload: bytes, arrival: float, out: Columns
+    ) -> Rejection | None:
         if len(document) > self._max_fields:
             return Rejection.TOO_MANY_FIELDS
         start = len(out.value)

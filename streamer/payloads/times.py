@@ -8,6 +8,7 @@ without a zone it is local to the zone handed in, and of an hour that a clock ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, tzinfo
 
 _EARLIEST = 946_684_800.0  # 2000-01-01T00:00:00Z
@@ -53,6 +54,11 @@ def from_number(number: float) -> float | None:
         if _EARLIEST * factor <= number < _LATEST * factor:
             return number / factor
     return None
+
+
+def is_in_seconds(numbers: Sequence[float]) -> bool:
+    """Whether `from_number` leaves all of them as they are; there is at least one."""
+    return min(numbers) >= _EARLIEST and max(numbers) < _LATEST
 
 
 def unit_of(number: float) -> str | None:

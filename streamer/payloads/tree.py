@@ -18,7 +18,7 @@ from streamer.payloads.times import TIME_RANK, find_time, from_number, from_text
 from streamer.readings import Flag
 
 _HEADERS = ("header", "head", "meta", "metadata", "envelope", "sys")
-_NO_RANK = 1 << 30
+NO_RANK = 1 << 30
 ARRIVAL_TIME = int(Flag.ARRIVAL_TIME)  # a plain int: the enumeration costs more than all the rest
 
 When = tuple[float | None, str]
@@ -140,7 +140,7 @@ class Tree:
         keys = node.keys
         stamps = node.stamps
         words = self._words
-        rank = _NO_RANK
+        rank = NO_RANK
         time: float | None = None
         time_name = ""
         nested: list[tuple[str, object]] | None = None
@@ -185,7 +185,7 @@ class Tree:
                         key = stamps[name]
                     else:
                         key = ""
-                        if TIME_RANK.get(name, _NO_RANK) < rank:
+                        if TIME_RANK.get(name, NO_RANK) < rank:
                             rank, time, time_name = TIME_RANK[name], moment, name
             if key:
                 add_key(key)
