@@ -833,8 +833,12 @@ def sources(
 
 
 def values(settings: Settings) -> dict[str, object]:
-    """Dotted name -> value of every setting, in JSON's types; the password is hidden."""
-    return _flat(settings.model_dump(mode="json"))
+    """Dotted name -> value of every setting, in JSON's types; no password, nor what may be one in an address."""
+    flat = _flat(settings.model_dump(mode="json"))
+    url = urlsplit(settings.webhook.url)
+    if url.path.strip("/") or url.query:
+        flat["webhook.url"] = f"{url.scheme}://{url.netloc}/..."
+    return flat
 
 
 def changed(old: Settings, new: Settings) -> tuple[list[str], list[str]]:

@@ -266,6 +266,22 @@ def test_check_never_shows_the_password(capsys: pytest.CaptureFixture[str], weig
         assert "s3cret" not in out + err
 
 
+def test_check_shows_of_an_address_no_more_than_its_host(capsys: pytest.CaptureFixture[str], weights: Path) -> None:
+    """Many a chat's webhook has its secret in the path."""
+    url = "webhook.url=https://hooks.example/T0/SECRET?token=SECRET"
+    overrides = ["--set", url, "--set", f"model.weights={weights}"]
+        "--set",
+        "webhook.url=https://hooks.example/T0/SECRET?token=SECRET",
+        "--set",
+        f"model.weights={weights}",
+    ]
+    for form in ([], ["--json"]):
+        main(["check", *overrides, *form])
+        captured = capsys.readouterr()
+        assert "https://hooks.example" in captured.out
+        assert "SECRET" not in captured.out + captured.err
+
+
 def test_check_names_everything_that_cannot_be_used(
     capsys: pytest.CaptureFixture[str], weights: Path, tmp_path: Path
 ) -> None:
