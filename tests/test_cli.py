@@ -270,11 +270,6 @@ def test_check_shows_of_an_address_no_more_than_its_host(capsys: pytest.CaptureF
     """Many a chat's webhook has its secret in the path."""
     url = "webhook.url=https://hooks.example/T0/SECRET?token=SECRET"
     overrides = ["--set", url, "--set", f"model.weights={weights}"]
-        "--set",
-        "webhook.url=https://hooks.example/T0/SECRET?token=SECRET",
-        "--set",
-        f"model.weights={weights}",
-    ]
     for form in ([], ["--json"]):
         main(["check", *overrides, *form])
         captured = capsys.readouterr()
