@@ -216,7 +216,7 @@ class App:
             # Also what an earlier run with a journal has left: it is not in the last snapshot.
             if durability == "journal" or (durability == "snapshot" and self._journal_directory.exists()):
                 recovered = self._recover(position)
-            if not len(self._shard.registry):
+            if position is None and not len(self._shard.registry):
                 event(log, logging.INFO, "no state to restore: every series begins anew")
             self._settle_weights(number)
             closed, abnormal = (recovered.closed, recovered.abnormal) if recovered else ({}, ())
@@ -298,7 +298,8 @@ class App:
         now, later = changed(self._settings, settings)
         if later:
             event(log, logging.WARNING, "settings need a restart", settings=", ".join(later))
-        event(log, logging.INFO, "settings read again", applied=", ".join(now) or "nothing has changed")
+        applied = ", ".join(now) or ("none" if later else "nothing has changed")
+        event(log, logging.INFO, "settings read again", applied=applied)
         # Only what is applied is remembered: the next time, what still waits for a restart is named again.
         self._settings = _merged(self._settings, settings, now)
         set_level(self._settings.log.level)

@@ -104,16 +104,26 @@ class _Column(enum.IntEnum):
     LONGEST = 4  # the longest, fading, seconds
 
 
+class _Between(enum.IntEnum):
+    """Since the last reading in its order, where duplicates and late ones are heard as well."""
+
+    SINCE = 0  # its arrival; 0: not known, that of the last one then
+    QUIET = 1  # the longest that nothing was heard, seconds
+
+
 class Cadence:
     """How often each series reports, by what it has shown; arrays of one row a slot, owned by one thread.
 
     An interval is the longer of two: between arrivals and between event times. Where the event times say that a reading
     has waited for company, it teaches nothing: a device that uploads an hour's readings at once is due in an hour, not
-    in a minute, and neither a backlog nor a device's clock that jumps ahead changes what is usual.
+    in a minute, and neither a backlog nor a device's clock that jumps ahead changes what is usual. Where the series was
+    heard meanwhile without a reading in its order, several messages of one second say, the longest quiet time between
+    counts instead.
     """
 
     def __init__(self, capacity: int) -> None:
         self.rows = np.zeros((capacity, len(_Column)))
+        self.between = np.zeros((capacity, len(_Between)))
         self.listening_since = 0.0
         """the daemon's clock when it began to hear: silence is counted from here at the earliest"""
 
@@ -129,11 +139,12 @@ class Cadence:
         `arrival` is when each came, by the daemon's clock, not when there was time for it. Where `ordinary` is False (a
         silence that raised an alarm) the interval teaches nothing.
         """
-        rows = self.rows[slots]
-        before = rows[:, _Column.ARRIVAL]
-        known = before > 0
+        rows, between = self.rows[slots], self.between[slots]
+        heard, since = rows[:, _Column.ARRIVAL], between[:, _Between.SINCE]
+        known, before = heard > 0, np.where(since > 0, since, heard)
         waited, elapsed = np.where(known, arrival - before, 0.0), np.nan_to_num(elapsed)
-        interval = np.maximum(waited, elapsed)
+        quiet = np.maximum(between[:, _Between.QUIET], arrival - heard)
+        interval = np.where(before < heard, quiet, np.maximum(waited, elapsed))
         teaches = known & ordinary & (before >= self.listening_since) & (waited > LIVE_SHARE * elapsed) & (waited > 0)
         gaps = rows[:, _Column.GAPS] + teaches
         rate = np.where(teaches, np.maximum(1 / np.maximum(gaps, 1), USUAL_RATE), 0.0)
@@ -144,11 +155,23 @@ class Cadence:
         rows[:, _Column.FIRST] = np.where(known, rows[:, _Column.FIRST], arrival)
         rows[:, _Column.ARRIVAL] = arrival
         self.rows[slots] = rows
+        self.between[slots, _Between.SINCE], self.between[slots, _Between.QUIET] = arrival, 0.0
 
     def hear(self, slots: NDArray[np.intp], arrival: NDArray[np.float64]) -> None:
-        """`slots` (unique) have sent something that is no reading in its order: not silent; it teaches nothing."""
+        """`slots` (unique) have sent something that is no reading in its order: not silent; it teaches nothing yet."""
         known = self.rows[slots, _Column.ARRIVAL] > 0
-        self.rows[slots[known], _Column.ARRIVAL] = arrival[known]
+        slots, arrival = slots[known], arrival[known]
+        before, quiet = self.rows[slots, _Column.ARRIVAL], self.between[slots, _Between.QUIET]
+        since = self.between[slots, _Between.SINCE]
+        self.between[slots, _Between.SINCE] = np.where(since > 0, since, before)
+        self.between[slots, _Between.QUIET] = np.maximum(quiet, arrival - before)
+        self.rows[slots, _Column.ARRIVAL] = arrival
+
+    def await_from(self, slots: NDArray[np.intp], now: float) -> None:
+        """Silence of `slots` is counted from `now` on, and so is their next interval."""
+        slots = slots[self.rows[slots, _Column.ARRIVAL] > 0]
+        self.rows[slots, _Column.ARRIVAL] = now
+        self.between[slots, _Between.SINCE], self.between[slots, _Between.QUIET] = now, 0.0
 
     def allowed_seconds(self, count: int, now: float) -> NDArray[np.float64]:
         """How long each of the first `count` series may keep quiet; infinite while that is not known."""
@@ -185,7 +208,9 @@ class Cadence:
         arrival = self.rows[slots, _Column.ARRIVAL]
         self.rows[slots] = 0.0
         self.rows[slots, _Column.ARRIVAL] = self.rows[slots, _Column.FIRST] = arrival
+        self.between[slots] = 0.0
 
     def evict(self, slots: NDArray[np.intp]) -> None:
         """Forgets these series."""
         self.rows[slots] = 0.0
+        self.between[slots] = 0.0

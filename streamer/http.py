@@ -325,7 +325,10 @@ class Server:
         self._require_own_page(request)
         answer = self._page(request)
         if answer is None:
-            raise RefusedError(HTTPStatus.NOT_FOUND, "Here are /, /api/series, /metrics, /-/healthy and /-/ready.")
+            raise RefusedError(
+                HTTPStatus.NOT_FOUND,
+                "Here are /, /api/{series,alarms,health,events}, /metrics, /-/healthy and /-/ready.",
+            )
         return _compressed(answer, request) if isinstance(answer, Answer) else answer
 
     def _is_known(self, authorization: str) -> bool:

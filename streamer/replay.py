@@ -392,7 +392,8 @@ def _tell(counts: dict[str, int], figures: list[dict[str, object]], seconds: flo
         sys.stderr.write(told + "\n")
     if counts["late"] > counts["scored"]:
         sys.stderr.write(
-            "most rows are older than the one before and have no score; expected them in the order of time\n"
+            f"{counts['late']} of {counts['readings']} readings are older than one before and have no score; "
+            "expected them in the order of time\n"
         )
 
 

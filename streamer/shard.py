@@ -24,7 +24,7 @@ from streamer.reorder import Reorder
 
 MADE_BY_WEIGHTS = ("recurrent", "scorer", "calibration", "histogram", "forecasters")
 """Arrays that mean nothing under other weights."""
-LATER = ("recent", "recent.count", "pauses", "forecasters", "scorer")
+LATER = ("recent", "recent.count", "pauses", "forecasters", "scorer", "between")
 """Arrays that a snapshot of an earlier version has not: they begin anew, with zeros."""
 LISTENED_SECONDS = (
     3600.0  # after an outage, or when the clock was set: so long every series has to show that it is there
@@ -311,7 +311,7 @@ class Shard:
         slots = slots[self.pauses[slots] == PAUSED]
         self._keep(slots)
         self.pauses[slots] = RETURNING
-        self.cadence.hear(slots, np.full(len(slots), now))
+        self.cadence.await_from(slots, now)
 
     def mark_normal(self, slots: NDArray[np.intp], now: float) -> list[Change]:
         """What these series (unique) do now is normal: their alarms close, and what they were is forgotten.
@@ -496,8 +496,14 @@ class Shard:
 
     def _readers(self) -> dict[str, Callable[[Rows], NDArray[np.generic]]]:
         """By name of the array: what gives its rows."""
-        others = {"cadence": self.cadence.rows, "noted": self.value_alarms.noted, "applied": self.applied}
-        arrays = self.detector.arrays() | others | {"pauses": self.pauses}
+        others: dict[str, NDArray[np.generic]] = {
+            "cadence": self.cadence.rows,
+            "between": self.cadence.between,
+            "noted": self.value_alarms.noted,
+            "applied": self.applied,
+            "pauses": self.pauses,
+        }
+        arrays = self.detector.arrays() | others
         recurrent = {"recurrent": self.detector.stepper.export, "scorer": self.detector.scorer.export}
         return recurrent | {n: array.__getitem__ for n, array in arrays.items()}
 
@@ -531,6 +537,7 @@ class Shard:
         self.registry.restore(rest.registry)
         self.detector.restore(arrays)
         self.cadence.rows[:count] = arrays["cadence"]
+        self.cadence.between[:count] = arrays["between"]
         self.value_alarms.noted[:count] = arrays["noted"]
         self.applied[:count] = arrays["applied"]
         self.pauses[:count] = arrays["pauses"]

@@ -162,7 +162,7 @@ def command_part(name: str, sub: argparse.ArgumentParser) -> str:
 
 
 def operand(action: argparse.Action) -> str:
-    name = str(action.metavar)
+    name = str(action.metavar or "{" + ",".join(map(str, action.choices or ())) + "}")
     return {"?": f"[{name}]", "+": f"{name}...", "*": "..."}.get(str(action.nargs), name)
 
 

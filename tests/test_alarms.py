@@ -11,7 +11,7 @@ from streamer.alarms import NOTED_SCORE, OPEN_SCORE, Change, alarm_id
 from streamer.readings import Batch, Float64
 from streamer.registry import Registry
 from streamer.shard import Shard
-from tests.streams import noise
+from tests.streams import batch, noise
 
 START = 1_790_000_000.0
 
@@ -313,6 +313,24 @@ def test_a_spike_is_told_without_it() -> None:
 
 def silence(target: Shard, now: float) -> list[str]:
     return [change.alarm.key for change in target.find_silent(now)]
+
+
+def test_a_sensor_that_sends_several_times_a_second_and_whole_seconds_is_missed() -> None:
+    """As Tasmota does; also where the state comes from a build that knew nothing of what is heard in between."""
+    target = shard()
+    target.registry.resolve(["tele/x#Power"], START)
+    target.listen_from(START)
+    for k in range(400):
+        if k == 200:
+            state = target.export()
+            del state.arrays["between"]
+            target = shard()
+            target.restore(state)
+            target.listen_from(START)
+        now = START + 0.3 * k
+        target.process(batch(0, np.floor(now), 20.0 + 0.01 * (k % 7)), now)
+    assert silence(target, now + 19.0) == []
+    assert len(silence(target, now + 21.0)) == 1
 
 
 def test_a_dead_device_is_one_alarm_and_closes_when_it_is_back() -> None:

@@ -78,6 +78,10 @@ class Series:
             self.now += seconds
             self.report()
 
+    def repeat(self) -> None:
+        """The last reading comes once more, now."""
+        self.cadence.hear(np.array([0]), np.array([self.now]))
+
     @property
     def allowed(self) -> float:
         return float(self.cadence.allowed_seconds(1, self.now)[0])
@@ -191,6 +195,45 @@ def test_a_device_whose_clock_jumps_ahead_is_as_usual_as_before() -> None:
     allowed = series.allowed
     series.now += 60
     series.report(event_time=series.now + 365 * DAY)
+    assert series.allowed == allowed
+
+
+@pytest.mark.parametrize("after", [0.3, 10.0, 55.0])
+def test_a_gateway_that_sends_each_reading_twice_is_due_as_any(after: float) -> None:
+    """However late in the interval the second one comes: from what was heard last on, but for what is in between."""
+    series = Series()
+    for _ in range(50):
+        series.now += after
+        series.repeat()
+        series.now += 60.0 - after
+        series.report()
+    longest = max(after, 60.0 - after)
+    assert REGULAR_LATE * longest <= series.allowed <= REGULAR_LATE * 60.0
+
+
+def test_several_messages_of_one_second_are_a_cadence_too() -> None:
+    """Times without fractions, as Tasmota sends them: the first of a second counts, the others are duplicates."""
+    series = Series()
+    for tick in range(400):
+        series.now = START + 1 + 0.3 * tick
+        if series.event_time is None or int(series.now) > series.event_time:
+            series.report(event_time=float(int(series.now)))
+        else:
+            series.repeat()
+    assert series.allowed == LEAST_SILENCE_SECONDS
+    series.now += LEAST_SILENCE_SECONDS + 1
+    assert series.is_overdue
+
+
+def test_a_day_of_repetitions_is_no_interval() -> None:
+    """Somebody was there all the time."""
+    series = Series()
+    series.every(60.0, 50)
+    allowed = series.allowed
+    for _ in range(1440):
+        series.now += 60.0
+        series.repeat()
+    series.every(60.0, 1)
     assert series.allowed == allowed
 
 

@@ -79,7 +79,7 @@ class Plant:
 def rows_of(shard: Shard, slot: int) -> dict[str, bytes]:
     """All that is known of a series but that it has come, and its last value."""
     arrays = shard.export().arrays
-    return {name: arrays[name][slot].tobytes() for name in sorted(arrays.keys() - {"latest", "cadence"})}
+    return {name: arrays[name][slot].tobytes() for name in sorted(arrays.keys() - {"latest", "cadence", "between"})}
 
 
 def test_readings_of_a_paused_series_are_counted_and_leave_nothing_behind() -> None:

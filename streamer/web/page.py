@@ -69,7 +69,7 @@ class Page:
                 if not self._places.acquire(blocking=False):
                     return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"Too many ask for series at once.\n")
                 try:
-                    return self._series(request)
+                    return self._series(request) or Answer(HTTPStatus.NOT_FOUND, b"There is no such series.\n")
                 finally:
                     self._places.release()
         except NoAnswerError:

@@ -206,7 +206,8 @@ export class Table {
       this.space.style.height = `${height}px`;
     }
     this.none.hidden = order.length > 0;
-    write(this.none, this.all.size ? "No series is like that." : "No series so far: nothing has reported yet.");
+    const nothing = this.states.length ? "No series so far: nothing has reported yet." : "Loading …";
+    write(this.none, this.all.size ? "No series is like that." : nothing);
     this.rows.setAttribute("aria-rowcount", order.length);
     const visible = Math.ceil(this.rows.clientHeight / ROW_PX) + 2 * SPARE_ROWS;
     while (this.pool.length < Math.min(visible, order.length)) this.pool.push(this.newRow());
