@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import msgspec
+
 from streamer.payloads.columns import Columns, Rejection, Trace
 from streamer.payloads.decoder import Decoder
+from streamer.payloads.names import segment
 from streamer.payloads.words import parse_number
 
 _ADVICE = {
@@ -55,6 +59,8 @@ class Explanation:
     readings: tuple[ExplainedReading, ...]
     rejected: dict[str, int]
     """numbers in it that are no readings, by reason"""
+    left_out: dict[str, str]
+    """fields of a JSON object that are no series, by path: why"""
     rejection: str | None
     """why there is no reading at all"""
     advice: str | None
@@ -76,6 +82,7 @@ class Explanation:
             lines.append(f"series    {reading.key} = {reading.value!r}")
             lines.append(f"          at {_moment(reading.time)} ({reading.time_origin}), device {reading.device}")
         lines += [f"left out  {count} x {reason}" for reason, count in self.rejected.items()]
+        lines += [f"left out  {_printable(path)}: {why}" for path, why in self.left_out.items()]
         if self.advice is not None:
             lines.append(f"advice    {self.advice}")
         return "\n".join(lines)
@@ -93,6 +100,8 @@ def explain(
         for key, value, time, origin in zip(columns.key, columns.value, columns.time, trace.origins, strict=True)
     )
     wanted = decoder.is_wanted(topic)
+    seen = {*columns.key, *trace.origins}
+    left_out = dict(_left_out(payload, source.root.prefix, seen)) if trace.format == "json" else {}
     return Explanation(
         topic=_printable(topic),
         wanted=wanted,
@@ -101,9 +110,28 @@ def explain(
         format=trace.format or None,
         readings=readings,
         rejected={reason.value: count for reason, count in columns.rejected.items()},
+        left_out=left_out,
         rejection=None if rejection is None else rejection.value,
         advice=_advice(wanted, rejection, columns, payload) or _future(columns, arrival, max_future_seconds),
     )
+
+
+def _left_out(payload: bytes, prefix: str, seen: Container[str]) -> Iterator[tuple[str, str]]:
+    """Fields that have become neither series nor time, and why; of arrays nothing is said."""
+    try:
+        waiting = [("", msgspec.json.decode(payload))]
+    except msgspec.DecodeError:
+        return
+    while waiting:
+        path, value = waiting.pop(0)
+        if isinstance(value, dict):
+            waiting[:0] = [(f"{path}.{segment(name)}".lstrip("."), field) for name, field in value.items()]
+        elif isinstance(value, str) and prefix + path not in seen:
+            yield path, "a text"
+        elif isinstance(value, bool) and prefix + path not in seen:
+            yield path, "true or false, see input.booleans"
+        elif isinstance(value, int | float) and prefix + path not in seen:
+            yield path, "an identifier or a time by its name, or left out by a rule; a rule's include has it read"
 
 
 def _advice(wanted: bool, rejection: Rejection | None, columns: Columns, payload: bytes) -> str | None:

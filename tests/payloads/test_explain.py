@@ -35,9 +35,20 @@ def test_json() -> None:
         "format": "number",
         "readings": [{"key": "t", "device": "t", "value": 21.5, "time": ARRIVAL, "time_origin": "arrival"}],
         "rejected": {},
+        "left_out": {},
         "rejection": None,
         "advice": None,
     }
+
+
+def test_fields_that_are_no_series_are_named() -> None:
+    """Each with why; what is a series, the time, nothing or an array is not among them."""
+    payload = b'{"t":"21.5 C","id":17,"up":5,"ts":1700000060,"a.b":{"name":"x\\u001b","c":1},"n":null,"l":[1,"x"]}'
+    found = explain(Decoder(), "t", payload, ARRIVAL)
+    assert found.left_out.keys() == {"t", "id", "a\\.b.name"}
+    assert "left out  t: a text" in found.text().splitlines()
+    assert "include" in found.left_out["id"]
+    assert not explain(Decoder(), "t", b'{"a":1}', ARRIVAL).left_out
 
 
 @pytest.mark.parametrize(
