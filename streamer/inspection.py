@@ -36,7 +36,7 @@ from streamer.shard import Shard
 from streamer.statedir import holder
 
 MOST_SHOWN = 10
-OF_ARRIVALS = ("cadence",)
+OF_ARRIVALS = ("cadence", "between")
 """Arrays that depend on when a reading came."""
 
 
