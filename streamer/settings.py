@@ -69,6 +69,18 @@ def _set(
     )
 
 
+def _secret_file(sentence: str) -> str:
+    """The field beside a secret: where the secret may lie instead."""
+    return _set("", sentence, path="file", form="a path, or empty", reload=True)
+
+
+def _secret(name: str) -> SecretStr:
+    """A field that no place which others can read may say."""
+    what = name.rpartition(".")[2]
+    sentence = f"The {what} itself; only the secrets directory may say it, as a file `{name}`."
+    return _set(SecretStr(""), sentence, reload=True)
+
+
 # --- What a text has to look like ---
 
 
@@ -250,18 +262,10 @@ class Mqtt(_Table):
         unit="s",
     )
     username: Line = _set("", "User at the broker; empty: none.", form="text, or empty")
-    password_file: Line = _set(
-        "",
-        "File that holds the password and nothing else; a last line break does not count.",
-        path="file",
-        form="a path, or empty",
-        reload=True,
+    password_file: Line = _secret_file(
+        "File that holds the password and nothing else; a last line break does not count."
     )
-    password: SecretStr = _set(
-        SecretStr(""),
-        "The password itself; only the secrets directory may say it, as a file `mqtt.password`.",
-        reload=True,
-    )
+    password: SecretStr = _secret("mqtt.password")
     connect_timeout_seconds: float = _set(
         10.0, "How long a connection may take to be made.", lower=1, upper=300, unit="s"
     )
@@ -459,30 +463,12 @@ class Webhook(_Table):
     """Alarm events to a web server, besides MQTT: one POST each, tried again until the server has it."""
 
     url: Url = _set("", "Where each alarm event is posted; empty: nowhere.", form="an address, or empty")
-    token_file: Line = _set(
-        "",
-        "File that holds what is sent as `Authorization: Bearer`.",
-        path="file",
-        form="a path, or empty",
-        reload=True,
+    token_file: Line = _secret_file("File that holds what is sent as `Authorization: Bearer`.")
+    token: SecretStr = _secret("webhook.token")
+    secret_file: Line = _secret_file(
+        "File that holds the secret by which each event is signed, as Standard Webhooks says."
     )
-    token: SecretStr = _set(
-        SecretStr(""),
-        "The token itself; only the secrets directory may say it, as a file `webhook.token`.",
-        reload=True,
-    )
-    secret_file: Line = _set(
-        "",
-        "File that holds the secret by which each event is signed, as Standard Webhooks says.",
-        path="file",
-        form="a path, or empty",
-        reload=True,
-    )
-    secret: SecretStr = _set(
-        SecretStr(""),
-        "The secret itself; only the secrets directory may say it, as a file `webhook.secret`.",
-        reload=True,
-    )
+    secret: SecretStr = _secret("webhook.secret")
     ca_file: Line = _set(
         "",
         "Certificates of the authorities that may have signed the server's, PEM; empty: those of this machine.",
@@ -563,19 +549,11 @@ class Http(_Table):
         form="a list of host names",
     )
     username: User = _set("streamer", "Who may see it, where there is a password.", form="text without a colon")
-    password_file: Line = _set(
-        "",
+    password_file: Line = _secret_file(
         "File that holds the password and nothing else; a last line break does not count. Empty: whoever reaches the "
-        "port may see it. /-/healthy and /-/ready never ask for it.",
-        path="file",
-        form="a path, or empty",
-        reload=True,
+        "port may see it. /-/healthy and /-/ready never ask for it."
     )
-    password: SecretStr = _set(
-        SecretStr(""),
-        "The password itself; only the secrets directory may say it, as a file `http.password`.",
-        reload=True,
-    )
+    password: SecretStr = _secret("http.password")
     tls: HttpTls = HttpTls()
 
 

@@ -20,6 +20,7 @@ from streamer.bench.generator import HOST, Load, Plan, connect
 from streamer.bench.processes import BenchError, broker
 from streamer.bench.report import Report
 from streamer.bench.step import operations, two_layers
+from tests.conftest import skip_absent
 
 PROGRAMS = ("ingest", "paho_empty", "paho_json", "obvious", "river_trees", "rrcf_trees")
 
@@ -64,7 +65,7 @@ def test_a_program_takes_every_message(tmp_path: Path, name: str, qos: int) -> N
     reason = comparison.absent(name, [*PEERS, "ingest"])
     if reason:
         assert reason == f"{comparison.WANTS_MODULE[name]} is not installed: the extra [bench]"
-        pytest.skip(reason)
+        skip_absent(comparison.WANTS_MODULE[name], "pip install with the extra [bench]")
     with FakeBroker(plan(60, qos)) as server, Program(name, server.port, 60, qos, 10, tmp_path) as program:
         server.send()
         received = program.received()

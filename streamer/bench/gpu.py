@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -103,7 +104,7 @@ def add_loops(report: Report, options: Options, device: str, say: Callable[[str]
         Loops(report, options, "cuda", say).run()
 
 
-class _Measurement:
+class _Measurement(ABC):
     """What both have: a device, and parts of which one may fail and the others go on."""
 
     rows: dict[str, Row]
@@ -126,9 +127,9 @@ class _Measurement:
                 self._say(failures[-1])
         self.report.leave_out([row for row in self.rows if row not in self.report.figures], "; ".join(failures))
 
+    @abstractmethod
     def parts(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """What is measured, in words, and how."""
-        raise NotImplementedError
 
     def add(self, name: str, value: float) -> None:
         self.report.add(name, value, *self.rows[name])

@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 
 from models.weights import load
+from streamer.bench.processes import wait_for
 from streamer.bench.report import Report, machine
 from streamer.exposition import GAUGES, LABELS, SeriesTable
 from streamer.metrics import Metrics
@@ -25,7 +26,7 @@ from streamer.registry import Registry
 from streamer.shard import Shard
 
 BURNT_BYTES = 200 << 20
-TURN_LOOK_SECONDS = 0.001
+TURN_SECONDS = 30.0  # far more than one takes
 WARM_TURNS = 30  # until each series has a score
 START = 1.7e9
 
@@ -134,8 +135,7 @@ class Turns:
         first = len(self.seconds)
         work()
         last = len(self.seconds)
-        while len(self.seconds) == last:
-            time.sleep(TURN_LOOK_SECONDS)  # the turn that it has ended in is not over
+        wait_for(lambda: len(self.seconds) - last or None, TURN_SECONDS, "the end of the turn that it has ended in")
         return max(self.seconds[first:])
 
     def _score(self) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
@@ -62,37 +61,14 @@ class Hook:
         return self.sink.stop()
 
 
-class MakeHook(Protocol):
-    """Makes one, which the test's end stops."""
+class MakeHook:
+    """Makes hooks, which the test's end stops."""
+
+    def __init__(self) -> None:
+        self.made: list[Hook] = []
 
     def __call__(
         self,
-        port: int,
-        *,
-        scheme: str = "http",
-        ca_file: str = "",
-        token: str = "",
-        secret: str = "",
-        most_events: int = 1000,
-        retry_seconds: float = 3600.0,
-        timeout_seconds: float = 20.0,
-        kept: bytes | None = None,
-        keep: Callable[[bytes], None] | None = None,
-        pause_seconds: float = 0.01,
-        jitter: Callable[[], float] = random.random,
-        clock: SystemClock | ManualClock | None = None,
-    ) -> Hook: ...
-
-
-def key(number: int, what: str = "opened") -> str:
-    return f"{number:016x}-{what}"
-
-
-@pytest.fixture
-def hook() -> Iterator[MakeHook]:
-    made: list[Hook] = []
-
-    def make(
         port: int,
         *,
         scheme: str = "http",
@@ -128,11 +104,19 @@ def hook() -> Iterator[MakeHook]:
             jitter=jitter,
         )
         metrics.measured("webhook_queued", sink.queued)
-        made.append(Hook(sink, metrics, written))
-        return made[-1]
+        self.made.append(Hook(sink, metrics, written))
+        return self.made[-1]
 
+
+def key(number: int, what: str = "opened") -> str:
+    return f"{number:016x}-{what}"
+
+
+@pytest.fixture
+def hook() -> Iterator[MakeHook]:
+    make = MakeHook()
     yield make
-    for each in made:
+    for each in make.made:
         each.end(0.0)
 
 

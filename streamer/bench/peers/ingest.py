@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 
 from streamer.app import GARBAGE_OBJECTS
 from streamer.bench.generator import HOST
 from streamer.bench.peers.receiving import FILTER, Meter, wanted
+from streamer.bench.processes import wait_for
 from streamer.clock import SystemClock
 from streamer.mqtt import MqttLink
 from streamer.payloads import Columns, Decoder
 from streamer.readings import Message
 from streamer.registry import Registry
 
-WAIT_SECONDS = 0.002
+SUBSCRIBED_SECONDS = 10.0
 
 
 def main() -> None:
@@ -47,8 +47,7 @@ def main() -> None:
         session_expiry_seconds=0,
     )
     link.start()
-    while not link.status().subscribed:
-        time.sleep(WAIT_SECONDS)  # between two looks at another thread
+    wait_for(lambda: link.status().subscribed or None, SUBSCRIBED_SECONDS, "the subscription")
     meter.begin()
     done.wait()
     meter.end(count)
