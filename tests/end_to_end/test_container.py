@@ -13,6 +13,7 @@ import random
 import re
 import subprocess
 import sys
+import tomllib
 import time
 import urllib.error
 import urllib.parse
@@ -171,7 +172,8 @@ def test_the_image_is_what_it_says(engine: Engine) -> None:
     assert (config["User"], config["StopSignal"]) == ("10001:0", "SIGTERM")
     assert (config["Entrypoint"], config["Cmd"]) == (["streamer"], ["run"])
     assert image["Healthcheck"]["Test"] == ["CMD", "streamer", "health"]
-    assert image["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert image["Labels"]["org.opencontainers.image.licenses"] == project["license"]
     assert not any("wheels" in json.dumps(part) for part in (config, image["History"]))  # nor where pip has looked
 
     def inside(script: str, status: int = 0) -> str:
