@@ -13,8 +13,8 @@ import random
 import re
 import subprocess
 import sys
-import tomllib
 import time
+import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
