@@ -101,12 +101,13 @@ def save(weights: Weights, path: Path, *, outputs: int = HEAD_SIZE) -> Weights:
         "sha256": digest,
         "recipe": weights.recipe,
     }
-    _write(path, raw)
-    _write(beside, _sealed(manifest))
+    write_whole(path, raw)
+    write_whole(beside, _sealed(manifest))
     return dataclasses.replace(weights, sha256=digest)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """All of it is on the disk, or what was there before. Raises OSError."""
     temporary = path.with_name(path.name + ".part")
     with temporary.open("wb") as file:
         file.write(content)

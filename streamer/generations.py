@@ -121,9 +121,9 @@ class Generations:
         number = int(path.stem)
         try:
             for source, copy in ((file, path), (weights_files.manifest_path(file), weights_files.manifest_path(path))):
-                _write(copy, source.read_bytes())
+                weights_files.write_whole(copy, source.read_bytes())
             about = Generation(number, weights_files.load(path).sha256, origin, now, trained_until, verdict or {})
-            _write(self._about_path(number), msgspec.json.encode(about))
+            weights_files.write_whole(self._about_path(number), msgspec.json.encode(about))
         except BaseException:  # on a disk that stays full each attempt would leave more
             for left in self.directory.glob(f"{number:06d}.*"):
                 left.unlink(missing_ok=True)
@@ -141,7 +141,7 @@ class Generations:
         now = Serving(number, last.before if number == last.number else last.number, configured, coming)
         if now != self.serving():
             self.directory.mkdir(mode=0o700, exist_ok=True)
-            _write(self.directory / SERVING, msgspec.json.encode(now))
+            weights_files.write_whole(self.directory / SERVING, msgspec.json.encode(now))
             sync_directory(self.directory)
         for each in self.all()[:-MOST_KEPT]:
             if each.number not in (now.number, now.before):
@@ -183,15 +183,6 @@ def described(about: Generation, serving: Serving | None) -> dict[str, object]:
 
 def _day(epoch: float) -> str:
     return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _read(path: Path, kind: type[T]) -> T | None:

@@ -15,14 +15,16 @@ import signal
 import socket
 import subprocess
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from tests.waiting import wait_until
+
+T = TypeVar("T")
 
 HOST = "127.0.0.1"
 READY_SECONDS = 20.0
@@ -47,6 +49,14 @@ def end(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 class PortTakenError(Exception):
     """Somebody else took the free port before the server did."""
+
+
+def at_free_port(start: Callable[[int], T]) -> T:
+    """What `start` gives for a port of loopback that is free; somebody else may be the quicker one once."""
+    try:
+        return start(free_port())
+    except PortTakenError:
+        return start(free_port())
 
 
 def find_program(name: str) -> str | None:
@@ -270,10 +280,7 @@ def start_broker(
         broker.start()
         return broker
 
-    try:
-        return on(free_port())
-    except PortTakenError:
-        return on(free_port())
+    return at_free_port(on)
 
 
 class Sample(NamedTuple):
@@ -346,10 +353,7 @@ def start_prometheus(
         server.start()
         return server
 
-    try:
-        return on(free_port())
-    except PortTakenError:
-        return on(free_port())
+    return at_free_port(on)
 
 
 class Alertmanager(Server):
@@ -371,7 +375,4 @@ def start_alertmanager(directory: Path, *, config: str) -> Alertmanager:
         server.start()
         return server
 
-    try:
-        return on(free_port())
-    except PortTakenError:
-        return on(free_port())
+    return at_free_port(on)

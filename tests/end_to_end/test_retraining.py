@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paho.mqtt.client import Client
 
 from streamer.generations import Generations
 from tests.conftest import StartBroker
@@ -34,6 +35,15 @@ def readings(k: int, rng: np.random.Generator) -> dict[str, dict[str, float]]:
     }
 
 
+def make_history(peer: Client, daemon: Daemon, rng: np.random.Generator) -> None:
+    """Enough readings to train on, in the journal."""
+    for k in range(ROUNDS):
+        for topic, payload in readings(k, rng).items():
+            send(peer, topic, json.dumps(payload))
+    daemon.wait_settled(SERIES * ROUNDS, TRAINING_SECONDS)
+    daemon.wait_durable()
+
+
 def ask(folder: Path, *words: str) -> tuple[int, str]:
     """What the command line says; to whom, the state directory tells."""
     command = [sys.executable, "-m", "streamer", *words, "--set", f"state.directory={folder / 'state'}"]
@@ -54,11 +64,7 @@ def test_it_retrains_on_command_and_what_is_better_serves(mosquitto: StartBroker
     with client(broker) as peer:
         with running(broker.port, tmp_path, *SMALL) as daemon:
             daemon.wait_ready()
-            for k in range(ROUNDS):
-                for topic, payload in readings(k, rng).items():
-                    send(peer, topic, json.dumps(payload))
-            daemon.wait_settled(SERIES * ROUNDS, TRAINING_SECONDS)
-            daemon.wait_durable()
+            make_history(peer, daemon, rng)
             assert ask(tmp_path, "train")[0] == 0
             assert "runs already" in ask(tmp_path, "train")[1]
             wait_until(lambda: trained(daemon), TRAINING_SECONDS, "a verdict")
@@ -100,11 +106,7 @@ def test_a_trainer_that_is_killed_or_stands_still_harms_nothing(mosquitto: Start
     rng, broker = np.random.default_rng(2), mosquitto(lines=["max_queued_messages 0"])
     with client(broker) as peer, running(broker.port, tmp_path, *SMALL) as daemon:
         daemon.wait_ready()
-        for k in range(ROUNDS):
-            for topic, payload in readings(k, rng).items():
-                send(peer, topic, json.dumps(payload))
-        daemon.wait_settled(SERIES * ROUNDS, TRAINING_SECONDS)
-        daemon.wait_durable()
+        make_history(peer, daemon, rng)
         for blow in (signal.SIGKILL, signal.SIGTERM):
             before = failures(daemon)
             assert ask(tmp_path, "train")[0] == 0
