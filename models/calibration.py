@@ -66,6 +66,10 @@ SHOWN, UNSHOWN = 1.5, 2.5  # decades that the budget asks for beyond the ranks: 
 PEAK_SHARE = 0.5  # of the way from the old record to the peak of an incident that is over
 DISTANT_SHARE = 0.8  # a reading that is only far from the old normal, but not rare, scores at most this
 
+OTHERS_WEIGHT = 0.25  # of the geometric mean of the others' scores in a device's joint one: measured
+QUIET_SCORE = 0.22  # about the median of all readings of the recordings
+LEAST_SCORE = 0.05  # none that the engine gives is smaller
+
 MONTH_SECONDS = 30.44 * 86_400
 STRICTNESS_RANGE = (1.5, 9.0)  # -log10 p*: a reading a day and a budget of one, up to a reading a millisecond
 
@@ -266,10 +270,15 @@ def strictness(budget_per_month: float, interval_seconds: Float64) -> Float64:
 def joint_score(scores: Float64, strict: Float64) -> float:
     """One score of a device from those of its series at one time `(k,)`, NaN where absent: the rarest, for k looks.
 
+    What the others see at the same time counts too: a fault mostly moves several channels, chance moves one.
     NaN if none has a score.
     """
     known = ~np.isnan(scores)
-    if not known.any():
+    count = int(known.sum())
+    if not count:
         return float("nan")
-    rarity = np.maximum(scores[known] * strict[known] - np.log10(known.sum()), 0.0)
+    own = np.log(np.maximum(scores[known], LEAST_SCORE))
+    others = (own.sum() - own) / (count - 1) if count > 1 else np.full(1, np.log(QUIET_SCORE))
+    together = scores[known] * np.exp(OTHERS_WEIGHT * (others - np.log(QUIET_SCORE)))
+    rarity = np.maximum(together * strict[known] - np.log10(count), 0.0)
     return float((rarity / strict[known]).max())

@@ -320,8 +320,12 @@ def test_strictness_in_numbers(seconds: float, budget: float, wanted: float) -> 
     st.lists(st.tuples(st.floats(0, 5) | st.just(float("nan")), st.floats(1.5, 9)), max_size=12),
 )
 def test_joint_score_is_that_of_the_rarest_among_k(parts: list[tuple[float, float]]) -> None:
-    """Each score as a probability, times the number of looks, at most one; back to a score; the largest of them."""
-    known = [(score, strict) for score, strict in parts if not np.isnan(score)]
+    """Each score, moved by the mean of the others, as a probability, times the number of looks, at most one; back to a
+    score; the largest of them."""
+    scored = [(score, strict) for score, strict in parts if not np.isnan(score)]
+    logs = [np.log(max(score, calibration.LEAST_SCORE) / calibration.QUIET_SCORE) for score, _ in scored]
+    others = [np.mean(logs[:k] + logs[k + 1 :]) if len(logs) > 1 else 0.0 for k in range(len(logs))]
+    known = [(s * np.exp(calibration.OTHERS_WEIGHT * o), strict) for (s, strict), o in zip(scored, others, strict=True)]
     chances = [(min(1.0, 10 ** -(score * strict) * len(known)), strict) for score, strict in known]
     wanted = max((-np.log10(chance) / strict for chance, strict in chances), default=float("nan"))
     columns = np.array(parts, np.float64).reshape(-1, 2)
@@ -330,11 +334,13 @@ def test_joint_score_is_that_of_the_rarest_among_k(parts: list[tuple[float, floa
 
 
 def test_joint_score_in_numbers() -> None:
-    """A lone series keeps its score; of ten, the rarest pays one power of ten; none has none."""
+    """A lone series keeps its score; of ten, the rarest pays one power of ten; what others see adds; none has none."""
     nan = float("nan")
     assert calibration.joint_score(np.array([1.5]), np.array([5.0])) == pytest.approx(1.5)
     assert calibration.joint_score(np.array([1.5, nan]), np.array([5.0, 5.0])) == pytest.approx(1.5)
-    ten = np.r_[1.5, np.zeros(9)]
+    quiet = calibration.QUIET_SCORE
+    ten = np.r_[1.5, np.full(9, quiet)]
     assert calibration.joint_score(ten, np.full(10, 5.0)) == pytest.approx((7.5 - 1) / 5)
+    assert calibration.joint_score(np.array([1.5, 16 * quiet]), np.full(2, 99.0)) > 2.9
     assert np.isnan(calibration.joint_score(np.array([nan]), np.array([5.0])))
     assert np.isnan(calibration.joint_score(np.array([]), np.array([])))
