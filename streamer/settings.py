@@ -483,7 +483,13 @@ class Webhook(_Table):
         upper=100_000,
         unit="events",
     )
-    retry_hours: float = _set(24.0, "An event that is older is given up.", lower=0.001, upper=720, unit="h")
+    retry_hours: float = _set(
+        24.0,
+        "An event that the server has not taken for so long is given up; time without a daemon does not count.",
+        lower=0.001,
+        upper=720,
+        unit="h",
+    )
 
     @field_validator("token")
     @classmethod
