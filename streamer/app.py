@@ -21,7 +21,7 @@ from models.weights import WeightsError
 from streamer import recovery, signals, snapshot, version
 from streamer.clock import Clock, Steps, SystemClock
 from streamer.disk import DiskFiles
-from streamer.diskthread import DiskThread
+from streamer.diskthread import DiskThread, Patient
 from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, Engine
 from streamer.errors import SettingsError, StateError
 from streamer.generations import Generations, Origin
@@ -82,6 +82,7 @@ COPY_ROWS = 1024  # of the state, 3 MB, between two turns: 3 to 10 ms, most of t
 LAST_WRITE_SECONDS = 0.6  # for a snapshot that is still being written when the last one is due
 TEND_SECONDS = 0.5  # for the last word about weights
 ANSWER_SECONDS = 0.05  # so often it is looked whether a request has its result
+PATIENCE_SECONDS = 2.0  # with the disk, of those who tell others: then they tell all the same
 FILTERS_FILE, ALARMS_FILE = "filters.json", "alarms.json"
 WEBHOOK_FILE, HOME_ASSISTANT_FILE = "webhook.json", "home_assistant.json"
 MOST_FILTERS = 1000
@@ -452,7 +453,7 @@ class App:
             most_events=settings.max_events,
             retry_seconds=3600.0 * settings.retry_hours,
             kept=self._directory.kept(WEBHOOK_FILE) if keeps else None,
-            keep=partial(self._directory.keep, WEBHOOK_FILE) if keeps else lambda _: None,
+            keep=self._keeper(WEBHOOK_FILE) if keeps else lambda _: None,
             metrics=self.metrics,
             clock=self._clock,
         )
@@ -483,7 +484,7 @@ class App:
             connection=self._connection,
             publish=self._publish,
             kept=kept,
-            keep=partial(self._directory.keep, HOME_ASSISTANT_FILE) if keeps else lambda _: None,
+            keep=self._keeper(HOME_ASSISTANT_FILE) if keeps else lambda _: None,
             metrics=self.metrics,
             clock=self._clock,
         )
@@ -671,6 +672,11 @@ class App:
             self._directory.keep(name, msgspec.json.encode(content))
         except OSError as error:  # a full disk: scoring goes on all the same
             self._sparing.event(logging.WARNING, "not written", per=name, file=name, reason=str(error))
+
+    def _keeper(self, name: str) -> Patient:
+        """Writes a file that has to outlive a power cut; whoever has something to tell does not wait for a disk that
+        hangs."""
+        return Patient(partial(self._directory.keep, name, synced=True), PATIENCE_SECONDS)
 
     def _restore(self) -> int | None:
         """The newest state that is sound and fits; what is not is set aside, never overwritten by a fresh one.
