@@ -4,6 +4,7 @@ A thread a connection, one answer a connection. A request has a deadline as a wh
 so has the reading of the answer. When the connections, or the answers that wait to be read, become too many, the oldest
 makes room: a scrape takes milliseconds, so it is never the oldest, and a client that holds a place on purpose is.
 Streams go on for as long as a page is open, and have places of their own: with all of them taken, the next is refused.
+Scrapes that come at the same time share one text: to write one of 100,000 series takes the interpreter from the engine.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from http import HTTPStatus
 
 from streamer.answers import Answer, Headers, Request, Stream
 from streamer.errors import ServiceError
+from streamer.sharing import Shared
 
 STOP_SECONDS = 0.5
 BACKLOG = 128
 GZIP_FROM_BYTES = 1024
 SEND_BYTES = 262_144
+SCRAPE_AGAIN_SECONDS = 1  # 100,000 series take about half of it
 WRONG_PASSWORD_SECONDS = 0.5  # before it is said: a guess more takes so long
 
 HEADERS = {
@@ -66,6 +69,10 @@ class Limits:
     threads: int = 80
     """of streams too; one whose connection made room may still be busy with its answer"""
     streams: int = 16
+    scrapes: int = 16
+    """that wait for their text"""
+    kinds: int = 4
+    """of texts that are waited for: two formats, each compressed or not"""
     waiting_bytes: int = 256 * 2**20
     """of answers that wait to be read; one with 100,000 series has about 60 MiB"""
     head_bytes: int = 8192
@@ -138,6 +145,7 @@ class Server:
         """digest of user name and password; None: whoever comes is answered"""
         self.set_password(password)
         self._limits = limits or Limits()
+        self._scrapes = Shared[Answer](self._limits.kinds, self._limits.scrapes)
         self._listener: socket.socket | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -321,7 +329,7 @@ class Server:
             status = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
             return Answer(status, f"{sentence}\n".encode(errors="replace"))
         if path == "/metrics" or self._page is None:
-            return _compressed(Answer(HTTPStatus.OK, *self._render(request.headers.get("accept", ""))), request)
+            return self._scrape(request)
         self._require_own_page(request)
         answer = self._page(request)
         if answer is None:
@@ -330,6 +338,15 @@ class Server:
                 "Here are /, /api/{series,alarms,health,events}, /metrics, /-/healthy and /-/ready.",
             )
         return _compressed(answer, request) if isinstance(answer, Answer) else answer
+
+    def _scrape(self, request: Request) -> Answer:
+        accept = request.headers.get("accept", "")
+        kind = f"{_accepts_gzip(request)} {accept}"
+        scraped = self._scrapes.get(kind, lambda: _compressed(Answer(HTTPStatus.OK, *self._render(accept)), request))
+        if scraped is not None:
+            return scraped
+        again = (("Retry-After", str(SCRAPE_AGAIN_SECONDS)),)
+        return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"Too many scrape at once.\n", headers=again)
 
     def _is_known(self, authorization: str) -> bool:
         """RFC 7617. Digests are compared, in constant time: neither content nor length can be measured."""
@@ -447,14 +464,14 @@ def _digest(secret: bytes) -> bytes:
 
 def _compressed(answer: Answer, request: Request) -> Answer:
     """A large one, for who can read that."""
-    if len(answer.body) < GZIP_FROM_BYTES or not _accepts_gzip(request.headers.get("accept-encoding", "")):
+    if len(answer.body) < GZIP_FROM_BYTES or not _accepts_gzip(request):
         return answer
     body = gzip.compress(answer.body, compresslevel=1, mtime=0)
     return replace(answer, body=body, headers=(*answer.headers, ("Content-Encoding", "gzip")))
 
 
-def _accepts_gzip(accept_encoding: str) -> bool:
-    for coding in accept_encoding.lower().split(","):
+def _accepts_gzip(request: Request) -> bool:
+    for coding in request.headers.get("accept-encoding", "").lower().split(","):
         name, _, quality = coding.replace(" ", "").partition(";")
         if name in ("gzip", "*"):
             return not re.fullmatch(r"q=0(\.0*)?", quality)
