@@ -161,7 +161,7 @@ class Server:
         return self._port
 
     def set_password(self, password: str) -> None:
-        """From now on; empty: none."""
+        """From now on, also for streams that go on; empty: none."""
         self._wanted = _digest(f"{self._username}:{password}".encode()) if password else None
 
     # --- Life ---
@@ -278,7 +278,7 @@ class Server:
     # --- Requests ---
 
     def _converse(self, connection: _Connection) -> None:
-        is_head = False
+        is_head, wanted = False, self._wanted
         answer: Answer | Stream
         try:
             request = _read(connection.socket, self._limits)
@@ -295,7 +295,7 @@ class Server:
             raise
         if isinstance(answer, Stream):
             if self._take_stream_place(connection):
-                self._send_stream(connection, answer, is_head)
+                self._send_stream(connection, answer, is_head, wanted)
                 return
             answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"All places of open pages are taken.\n")
         if answer.status is HTTPStatus.UNAUTHORIZED:
@@ -304,12 +304,14 @@ class Server:
         _send(connection.socket, answer, is_head, self._limits.answer_seconds)
         connection.waiting_bytes = 0
 
-    def _send_stream(self, connection: _Connection, stream: Stream, is_head: bool) -> None:
-        """Until the client is gone or too slow, or the server stops."""
+    def _send_stream(self, connection: _Connection, stream: Stream, is_head: bool, wanted: bytes | None) -> None:
+        """Until the client is gone or too slow, or the server stops, or wants another password than `wanted`."""
         head = _head(HTTPStatus.OK, {"Content-Type": stream.content_type}, stream.headers)
         _send_whole(connection.socket, head, self._limits.piece_seconds)
-        while not is_head and not self._stopping.is_set():
+        while not is_head and not self._stopping.is_set() and self._wanted == wanted:
             for piece in stream.pieces():
+                if self._wanted != wanted:
+                    return
                 _send_whole(connection.socket, piece, self._limits.piece_seconds)
             self._stopping.wait(stream.pause_seconds)
 

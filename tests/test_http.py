@@ -778,6 +778,22 @@ def test_a_new_password_takes_the_place_of_the_old_one(monkeypatch: pytest.Monke
         assert ask(server.port, "/").status == 200
 
 
+@pytest.mark.parametrize("before", ["old", ""])
+def test_a_new_password_ends_what_was_followed_under_the_old_one(before: str) -> None:
+    """Also one that was followed without any; the same one again ends nothing."""
+    head = "".join(f"{name}: {value}\r\n" for name, value in basic(f"ann:{before}").items()).encode()
+    with running(PageStub().server(username="ann", password=before)) as server, connect(server.port) as client:
+        client.sendall(FOLLOW.replace(b"\r\n\r\n", b"\r\n" + head + b"\r\n"))
+        begins(client)
+        server.set_password(before)
+        for _ in range(5):
+            assert client.recv(4096)
+        server.set_password("new")
+        wait_until(lambda: not server._streams, 10, "the end of the stream")
+        while client.recv(4096):
+            pass
+
+
 # --- TLS ---
 
 
