@@ -286,6 +286,7 @@ def _demo(arguments: Arguments) -> int:
 
 def _replay(arguments: Arguments) -> int:
     settings = _settings(arguments)
+    from streamer.payloads.words import WORDS
     from streamer.replay import replay_command
     from streamer.wiring import load_weights, shard_from
 
@@ -300,6 +301,7 @@ def _replay(arguments: Arguments) -> int:
         device_score=arguments.device_score,
         offline=weights if offline else None,
         lateness_seconds=settings.input.lateness_seconds,
+        words=WORDS if settings.input.booleans else {},
         watch=watch,
         report=arguments.report,
         as_json=arguments.json,
