@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first; `models` lies below them all. A part imports lower layers and its own, where no cycle may arise.
 LAYERS = (
     {"answers"}  # what http and web say to each other
-    | {"__init__", "errors", "exposition", "log", "metrics", "places", "readings", "settings"}
+    | {"__init__", "errors", "exposition", "log", "metrics", "names", "places", "readings", "settings"}
     | {"sharing", "signals", "topics"},
     {"alarms", "baseline", "clock", "detector", "disk", "documents", "generations", "inbox", "inspection", "journal"}
     | {"outbox", "payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "requests"}

@@ -16,11 +16,12 @@ import numpy as np
 
 from streamer.answers import Answer, Request, Stream
 from streamer.looks import SeriesState, state_of
+from streamer.names import name_of
 from streamer.outbox import field_of, topic_of
 from streamer.readings import Alarm, Float64
 from streamer.shard import Shard
 from streamer.traces import COLUMNS, Part, Traces
-from streamer.web.board import Ask, Board, NoAnswerError, Sight, Vitals, name_of, short, state_name, whole
+from streamer.web.board import Ask, Board, NoAnswerError, Sight, Vitals, short, state_name, whole
 from streamer.web.files import Files
 
 JSON = "application/json"

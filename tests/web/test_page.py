@@ -19,10 +19,11 @@ import pytest
 from streamer.answers import Request
 from streamer.http import Limits, Server
 from streamer.metrics import FAMILIES
+from streamer.names import NAME_BYTES
 from streamer.shard import Shard
 from streamer.web import Page, Vitals
 from streamer.web import board as boards
-from streamer.web.board import CHUNK, NAME_BYTES, name_of, short
+from streamer.web.board import CHUNK, short
 from tests.servers import HOST
 from tests.streams import noise, shipped_weights
 from tests.test_engine import Bench
@@ -330,13 +331,6 @@ def test_any_name_is_listed_and_can_be_asked_for(site: Site, key: str) -> None:
     assert found["key"] == key.encode(errors="replace").decode()
     if name not in (".", ".."):  # no path can end so
         assert site.get(f"/api/series/{urllib.parse.quote(name, safe='')}")["key"] == found["key"]
-
-
-def test_no_two_keys_have_one_name() -> None:
-    """Not those that are cut, not those that cannot be said, not one that is made to look like another's name."""
-    long = ["x" * 600, "x" * 601, "x" * 600 + "y", "\ud800", "\udfff", "?"]
-    keys = [*long, *(name_of(key) for key in long if name_of(key) != key)]
-    assert len({name_of(key) for key in keys}) == len(keys)
 
 
 # --- Events ---
