@@ -21,7 +21,7 @@ import numpy as np
 from models.weights import Weights
 from streamer import outbox
 from streamer.alarms import Change
-from streamer.clock import Clock
+from streamer.clock import STALE_SECONDS, Clock
 from streamer.detector import no_scores
 from streamer.exposition import SeriesTable
 from streamer.inbox import Inbox
@@ -61,7 +61,6 @@ MAX_BATCH = 4096  # messages a turn: the cost per reading has stopped falling, t
 FIRST_BATCH, LEAST_BATCH = 256, 16
 TURN_SECONDS = 0.5  # a turn is kept about as short: a thousand readings of one series cost as much as a million of many
 SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series renewed
-STALE_SECONDS = 300.0  # a series that has not reported for so long, and longer than it may, disappears from metrics
 OWED_SNAPSHOT_SECONDS = 5.0  # one that must be written before anything is acknowledged is tried so often
 REST_SECONDS = 0.05  # between two looks whether a slow disk has answered
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still

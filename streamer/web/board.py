@@ -155,6 +155,10 @@ class Board:
             shown: dict[str, object] = msgspec.to_builtins(vitals)
             return shown | self._rates
 
+    def now(self) -> float:
+        """Epoch seconds of the daemon's clock."""
+        return self._vitals().now
+
     def question(self, question: Callable[[Shard], T]) -> T:
         """Asks the engine for something else. Raises NoAnswerError."""
         try:
@@ -167,7 +171,7 @@ class Board:
         other until none is left for the health check, nor find a heap of questions afterwards."""
         if self._waiting is None:
             before = self._sight.look if self._sight is not None else None
-            self._waiting = self._ask(partial(look, before=before))
+            self._waiting = self._ask(partial(look, before=before, now=self.now()))
             self._asked_at = time.monotonic()  # not the clock of the data: this is waited for
         try:
             found = self._waiting.result(max(self._asked_at + ANSWER_SECONDS - time.monotonic(), 0.0))

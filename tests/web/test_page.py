@@ -18,6 +18,7 @@ import pytest
 
 from streamer.answers import Request
 from streamer.http import Limits, Server
+from streamer.looks import SeriesState
 from streamer.metrics import FAMILIES
 from streamer.names import NAME_BYTES
 from streamer.shard import Shard
@@ -433,7 +434,7 @@ def test_a_slot_that_goes_to_another_series_is_told_with_its_new_name(site: Site
         site.bench.shard.evict(np.array([0]), 0.0)
     site.look_again()
     gone = list(board.sight().news(before.number))
-    assert [each["state"] for each in gone] == [[6]]
+    assert [each["state"] for each in gone] == [[SeriesState.GONE]]
     site.report("b", [2.0])
     site.look_again()
     (news,) = board.sight().news(before.number)
