@@ -953,7 +953,7 @@ def _refusals(error: ValidationError, said: Sequence[Layer], known: Known) -> It
             yield f"{place}: {expected}"
         elif detail["type"] == "extra_forbidden":
             near = places.closest(str(within[-1]), [*rule_keys])
-            yield f"{place}: no such key; the closest known name is {near}"
+            yield f"{place}: {places.unknown(near, 'key')}"
         elif detail["type"] == "missing" and key is not None:
             yield f"{place}: absent; expected {key.expected}"
         elif expected is not None:
