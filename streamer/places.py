@@ -4,7 +4,7 @@
 
 The last one that names a setting wins. Nothing here raises: what cannot be understood becomes a line of
 `Layer.problems`, so that an operator sees all his mistakes at once, each with its place. A table of known settings
-is an argument; which ones there are and what they mean is the business of settings.py.
+is an argument; which ones there are and what they mean is the business of streamer/settings.
 """
 
 from __future__ import annotations
