@@ -6,10 +6,8 @@ import gc
 import logging
 import os
 import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import closing
 from functools import partial
@@ -18,10 +16,10 @@ from pathlib import Path
 import msgspec
 
 from models.weights import WeightsError
-from streamer import recovery, signals, snapshot, version
+from streamer import recovery, signals, version
 from streamer.clock import Clock, Steps, SystemClock
 from streamer.disk import DiskFiles
-from streamer.diskthread import DiskThread
+from streamer.diskthread import DiskThread, Patient
 from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, Engine
 from streamer.errors import SettingsError, StateError
 from streamer.generations import Generations, Origin
@@ -50,8 +48,8 @@ from streamer.requests import (
 )
 from streamer.retraining.manager import Refused, Retraining, Serving, Terms
 from streamer.retraining.policy import Plan
+from streamer.saving import Keeping, Saving
 from streamer.settings import Settings, changed
-from streamer.shard import Shard, State
 from streamer.sinks.discovery import birth_topic
 from streamer.sinks.home_assistant import HomeAssistant, has_published
 from streamer.sinks.post import Poster
@@ -78,10 +76,9 @@ GARBAGE_OBJECTS = 50_000
 STOP_SECONDS = 4.7  # SIGTERM is obeyed within five; of these
 DRAIN_SECONDS = 2.4  # half for what is in the inbox, half for a copy of the state
 FAREWELL_SECONDS = 0.6  # for the last acknowledgements and the word "offline"; a link that hangs takes one more
-COPY_ROWS = 1024  # of the state, 3 MB, between two turns: 3 to 10 ms, most of them for fresh pages of memory
-LAST_WRITE_SECONDS = 0.6  # for a snapshot that is still being written when the last one is due
 TEND_SECONDS = 0.5  # for the last word about weights
 ANSWER_SECONDS = 0.05  # so often it is looked whether a request has its result
+PATIENCE_SECONDS = 2.0  # with the disk, of those who tell others: then they tell all the same
 FILTERS_FILE, ALARMS_FILE = "filters.json", "alarms.json"
 WEBHOOK_FILE, HOME_ASSISTANT_FILE = "webhook.json", "home_assistant.json"
 MOST_FILTERS = 1000
@@ -108,9 +105,7 @@ class App:
         self._disk = DiskThread()
         self._desk = DiskThread()  # for what is written of weights and retraining: it may wait for the disk, too
         self._tending: Future[object] | None = None
-        self._dropping: Future[object] | None = None
         self._redelivery = Redelivery()
-        self._positions: deque[int] = deque(maxlen=snapshot.KEEP)  # of the snapshots that this run has written
         self._decoder = decoder_from(settings)
         self._configured = load_weights(settings)
         self._generations = Generations(self._directory.path)
@@ -131,6 +126,7 @@ class App:
                 "readings_rejected_total": [*(reason.value for reason in Rejection), *READING_REJECTIONS],
             },
         )
+        self._saving = self._new_saving()
         self.link = MqttLink(
             host=mqtt.host,
             port=mqtt.port,
@@ -172,8 +168,8 @@ class App:
             begin=self._disk.begin,
             commit_seconds=settings.journal.commit_ms / 1000,
             max_pending_bytes=limits.pending_bytes,
-            save=self._save,
-            owes_snapshot=lambda: self._owes_snapshot,
+            save=lambda shard: self._saving.save(shard, is_last=self._inbox.is_closed),
+            owes_snapshot=lambda: self._saving.is_owed,
             remember=self._remember_alarms,
             snapshot_seconds=settings.state.snapshot_seconds,
             max_future_seconds=settings.clock.max_future_seconds,
@@ -190,11 +186,6 @@ class App:
         self.home_assistant = self._new_home_assistant(kept) if is_concerned else None
         self.webhook = self._new_webhook() if settings.webhook.url else None
         self.http = self._new_server() if settings.http.enabled else None
-        self._writing: threading.Thread | None = None
-        self._write_failure: BaseException | None = None
-        self._is_writing_last = False
-        self._has_saved_last = False
-        self._owes_snapshot = False
         self._served: tuple[int, str, int | None] | None = None
         self._coming: int | None = None
         self._retraining = self._new_retraining() if settings.state.durability == "journal" else None
@@ -264,9 +255,8 @@ class App:
             self.webhook.stop()
         if self.home_assistant is not None:
             self.home_assistant.stop()
-        if self._is_writing_last:
-            self._wait_for_write(max(deadline - time.monotonic(), 0.0))
-        is_saved = self._has_saved_last or self.engine.is_safe_unsaved
+        self._saving.wait_for_last(max(deadline - time.monotonic(), 0.0))
+        is_saved = self._saving.has_saved_last or self.engine.is_safe_unsaved
         self._directory.close()
         level = logging.INFO if is_saved else logging.ERROR
         event(log, level, "stopped", drained=drained, queued=self._inbox.queued(), state_saved=is_saved)
@@ -452,7 +442,7 @@ class App:
             most_events=settings.max_events,
             retry_seconds=3600.0 * settings.retry_hours,
             kept=self._directory.kept(WEBHOOK_FILE) if keeps else None,
-            keep=partial(self._directory.keep, WEBHOOK_FILE) if keeps else lambda _: None,
+            keep=self._keeper(WEBHOOK_FILE) if keeps else lambda _: None,
             metrics=self.metrics,
             clock=self._clock,
         )
@@ -483,7 +473,7 @@ class App:
             connection=self._connection,
             publish=self._publish,
             kept=kept,
-            keep=partial(self._directory.keep, HOME_ASSISTANT_FILE) if keeps else lambda _: None,
+            keep=self._keeper(HOME_ASSISTANT_FILE) if keeps else lambda _: None,
             metrics=self.metrics,
             clock=self._clock,
         )
@@ -656,6 +646,20 @@ class App:
 
     # --- State ---
 
+    def _new_saving(self) -> Saving:
+        state, journal = self._settings.state, self._settings.journal
+        keeping = Keeping(3600.0 * journal.keep_hours, journal.keep_bytes) if state.durability == "journal" else None
+        return Saving(
+            self._directory.path,
+            self._journal,
+            self._redelivery,
+            self._disk,
+            is_enabled=state.durability != "none",
+            keeping=keeping,
+            metrics=self.metrics,
+            clock=self._clock,
+        )
+
     def _remember_filters(self) -> None:
         """A broker's session outlives a setting: what was ever subscribed to must be taken back when it is left out."""
         commands = [command_topic(self._settings.instance)] if self._settings.mqtt.commands else []
@@ -671,6 +675,11 @@ class App:
             self._directory.keep(name, msgspec.json.encode(content))
         except OSError as error:  # a full disk: scoring goes on all the same
             self._sparing.event(logging.WARNING, "not written", per=name, file=name, reason=str(error))
+
+    def _keeper(self, name: str) -> Patient:
+        """Writes a file that has to outlive a power cut; whoever has something to tell does not wait for a disk that
+        hangs."""
+        return Patient(partial(self._directory.keep, name, synced=True), PATIENCE_SECONDS)
 
     def _restore(self) -> int | None:
         """The newest state that is sound and fits; what is not is set aside, never overwritten by a fresh one.
@@ -733,80 +742,8 @@ class App:
             journal.close()
         elif recovered.damage is not None or recovered.missing:
             # Later records must not be replayed on what this state is not: from here on a snapshot begins.
-            self._owes_snapshot = True
+            self._saving.is_owed = True
         return recovered
-
-    def _save(self, shard: Shard) -> Iterator[None]:
-        """Copies the state of now, some rows before each `next`, and writes it in a thread of its own. A disk that is
-        still at it is not waited for, but at the end. The state stands at the end of the journal, also of one that is
-        no longer written.
-        """
-        is_last = self._inbox.is_closed
-        if self._settings.state.durability == "none":
-            self._has_saved_last = is_last
-            return
-        if not self._wait_for_write(LAST_WRITE_SECONDS if is_last else 0.0):
-            self.metrics.add("snapshot_total", 1, "failed")
-            event(log, logging.ERROR, "snapshot left out: the disk is still at the one before")
-            return
-        if self._write_failure is not None:
-            raise self._write_failure
-        self._drop_journal()
-        position, known = self._journal.end, self._redelivery.state()
-        shard.begin_copy()
-        while (state := shard.go_on_copying(COPY_ROWS)) is None:
-            yield
-        self._is_writing_last = is_last
-        self._writing = threading.Thread(
-            target=self._write,
-            args=(recovery.with_redelivery(state, known), position, is_last),
-            name="snapshot",
-            daemon=True,
-        )
-        self._writing.start()
-
-    def _drop_journal(self) -> None:
-        """What neither of the two kept snapshots needs, in the thread that writes the journal."""
-        if self._settings.state.durability != "journal" or len(self._positions) < snapshot.KEEP:
-            return
-        if self._dropping is not None:
-            if not self._dropping.done():
-                return
-            self._dropping.result()  # a bug is not swallowed
-        self._dropping = self._disk.begin(partial(self._drop_journal_below, min(self._positions)))
-
-    def _drop_journal_below(self, position: int) -> None:
-        keep = self._settings.journal
-        try:
-            self._journal.drop_below(position, keep_seconds=3600.0 * keep.keep_hours, keep_bytes=keep.keep_bytes)
-        except OSError as error:
-            self._sparing.event(logging.WARNING, "journal not shortened", per="journal", reason=str(error))
-
-    def _wait_for_write(self, seconds: float) -> bool:
-        """True when no snapshot is being written."""
-        if self._writing is None:
-            return True
-        self._writing.join(seconds)
-        return not self._writing.is_alive()
-
-    def _write(self, state: State, position: int, is_last: bool) -> None:
-        started = time.monotonic()
-        try:
-            path = snapshot.write(
-                self._directory.path, state.arrays, state.rest, position=position, is_gentle=not is_last
-            )
-            size_bytes = path.stat().st_size
-        except OSError as error:
-            self.metrics.add("snapshot_total", 1, "failed")
-            event(log, logging.ERROR, "snapshot failed", reason=str(error))
-            return
-        except BaseException as error:
-            self._write_failure = error  # a bug is not swallowed: the engine meets it at the next snapshot
-            raise
-        self.metrics.snapshot("ok", time.monotonic() - started, size_bytes, self._clock.now())
-        self._positions.append(position)
-        self._has_saved_last = is_last
-        self._owes_snapshot = False
 
 
 def run(load: Callable[[], Settings], clock: Clock | None = None) -> int:

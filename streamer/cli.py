@@ -93,7 +93,11 @@ def parser() -> argparse.ArgumentParser:
     _add_settings(check)
     _add_json(check)
 
-    explain = command("explain", _explain, "Show how one message is read, or why it is rejected (exit status 1).")
+    explain = command(
+        "explain",
+        _explain,
+        "Show how one message is read; exit status 1 and why, if it would not be.",
+    )
     explain.add_argument("topic", metavar="TOPIC", help="the topic that it was published to")
     explain.add_argument("payload", metavar="PAYLOAD", nargs="?", help="its payload; `-` reads standard input")
     explain.add_argument("--file", type=Path, metavar="FILE", help="read the payload from a file instead")
@@ -282,6 +286,7 @@ def _demo(arguments: Arguments) -> int:
 
 def _replay(arguments: Arguments) -> int:
     settings = _settings(arguments)
+    from streamer.payloads.words import WORDS
     from streamer.replay import replay_command
     from streamer.wiring import load_weights, shard_from
 
@@ -296,6 +301,7 @@ def _replay(arguments: Arguments) -> int:
         device_score=arguments.device_score,
         offline=weights if offline else None,
         lateness_seconds=settings.input.lateness_seconds,
+        words=WORDS if settings.input.booleans else {},
         watch=watch,
         report=arguments.report,
         as_json=arguments.json,
@@ -488,10 +494,15 @@ def _explain(arguments: Arguments) -> int:
     from streamer.wiring import decoder_from
 
     explanation = explain(
-        decoder_from(settings), arguments.topic, _payload(arguments), time.time(), settings.clock.max_future_seconds
+        decoder_from(settings),
+        arguments.topic,
+        _payload(arguments),
+        time.time(),
+        settings.clock.max_future_seconds,
+        settings.mqtt.subscribe,
     )
     print(msgspec.json.encode(explanation).decode() if arguments.json else explanation.text())
-    return 0 if explanation.readings else 1
+    return 0 if explanation.taken else 1
 
 
 def _payload(arguments: Arguments) -> bytes:

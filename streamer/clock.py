@@ -91,6 +91,7 @@ REGULAR_LATE = 5.0  # such a series is silent after so many usual intervals,
 IRREGULAR_LATE = 3.0  # any other after so many of its longest,
 IRREGULAR_HISTORY_SECONDS = 2 * 86_400.0  # and only once two nights have shown how long that may be
 LEAST_SILENCE_SECONDS = 20.0  # networks and brokers pause that long without anything being wrong
+STALE_SECONDS = 300.0  # so long after it was said it is of the past, where it is not known how often a series reports
 LIVE_SHARE = 0.5  # of the event time that has passed: a reading that took less to arrive was held back with others
 FORGET_SECONDS = 14 * 86_400.0  # the longest interval fades by e in this time
 USUAL_RATE = 1 / 100
@@ -182,6 +183,18 @@ class Cadence:
         allowed = np.where(regular, REGULAR_LATE * usual, IRREGULAR_LATE * longest)
         unknown = (gaps < LEARNED_GAPS) | (~regular & (now - rows[:, _Column.FIRST] < IRREGULAR_HISTORY_SECONDS))
         return np.where(unknown, np.inf, np.maximum(allowed, LEAST_SILENCE_SECONDS))
+
+    def is_late(self, count: int, now: float) -> NDArray[np.bool_]:
+        """Which of the first `count` series have reported longer ago than they do, whoever is to blame: what they are
+        like now is not known. Where their cadence is not either, five mean intervals and STALE_SECONDS have to pass.
+        """
+        absent = self.absent_seconds(count, now)
+        late = absent > LEAST_SILENCE_SECONDS
+        if late.any():  # else there is no need to look further
+            allowed = self.allowed_seconds(count, now)
+            guessed = np.maximum(REGULAR_LATE * self.rows[:count, _Column.USUAL], STALE_SECONDS)
+            late &= absent > np.where(np.isfinite(allowed), allowed, guessed)
+        return late
 
     def quiet_seconds(self, count: int, now: float) -> NDArray[np.float64]:
         """How long each of the first `count` series has kept quiet while the daemon listened."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -39,3 +40,22 @@ class DiskThread:
             run = self._calls.get()
             run()
             del run  # not held until the next one comes
+
+
+class Patient:
+    """Writes by a thread of its own, and waits for it so long, not for ever. For one thread."""
+
+    def __init__(self, write: Callable[[bytes], None], seconds: float) -> None:
+        self._write = write
+        self._seconds = seconds
+        self._thread = DiskThread()
+        self._writing: Future[None] | None = None
+
+    def __call__(self, content: bytes) -> None:
+        """Raises OSError, also if the disk has not answered: then the content may be written yet, or never."""
+        if self._writing is not None and not self._writing.done():
+            raise TimeoutError("the disk has not answered yet")
+        self._writing = self._thread.begin(partial(self._write, content))
+        if not wait([self._writing], self._seconds).done:
+            raise TimeoutError(f"the disk has not answered in {self._seconds:g} s")
+        self._writing.result()

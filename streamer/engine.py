@@ -10,9 +10,8 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, field, replace
-from functools import partial
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +20,7 @@ import numpy as np
 from models.weights import Weights
 from streamer import outbox
 from streamer.alarms import Change
-from streamer.clock import Clock
+from streamer.clock import STALE_SECONDS, Clock
 from streamer.detector import no_scores
 from streamer.exposition import SeriesTable
 from streamer.inbox import Inbox
@@ -46,11 +45,12 @@ from streamer.records import (
 from streamer.recovery import apply, slices
 from streamer.redelivery import Redelivery
 from streamer.registry import FREE
+from streamer.remembrance import Remembrance
 from streamer.requests import Command, Result
 from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
 from streamer.shadow import Comparison
 from streamer.shard import Outcome, Ready, Shard
-from streamer.telling import HandOn, Publish, States, Telling, series_of
+from streamer.telling import HandOn, Publish, States, Telling
 from streamer.topics import command_topic
 from streamer.traces import Traces
 
@@ -61,7 +61,6 @@ MAX_BATCH = 4096  # messages a turn: the cost per reading has stopped falling, t
 FIRST_BATCH, LEAST_BATCH = 256, 16
 TURN_SECONDS = 0.5  # a turn is kept about as short: a thousand readings of one series cost as much as a million of many
 SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series renewed
-STALE_SECONDS = 300.0  # a series that has not reported for so long, and longer than it may, disappears from metrics
 OWED_SNAPSHOT_SECONDS = 5.0  # one that must be written before anything is acknowledged is tried so often
 REST_SECONDS = 0.05  # between two looks whether a slow disk has answered
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
@@ -177,7 +176,6 @@ class Engine:
             patience_seconds=patience_seconds,
         )
         self._owes_snapshot = owes_snapshot
-        self._begin = begin
         self._commit_seconds = commit_seconds if journal is not None else 0.0
         self._committed_at = -np.inf
         self._has_left = False
@@ -186,7 +184,6 @@ class Engine:
         self._hearing = hearing
         self._session = session
         self._save = save
-        self._remember = remember
         self._snapshot_seconds = snapshot_seconds
         self._max_future_seconds = max_future_seconds
         self._idle_seconds = idle_seconds
@@ -206,10 +203,7 @@ class Engine:
         self._taken_until = -np.inf
         """arrival of the last message that was taken"""
         self._has_settled = False
-        self._remembered: list[Alarm] = []
-        self._remembering: Future[object] | None = None
-        self._lost: list[Change] = []
-        self._untold: list[Change] = []
+        self._remembrance = Remembrance(remember, begin)
         self._young: deque[tuple[int, Abnormal]] = deque()
         """what was abnormal, of which the disk may not know yet; with the position below which it would"""
         self._swept_at = -np.inf
@@ -272,16 +266,7 @@ class Engine:
         not remembered are told as opened: the run that opened them may have been killed before it could. That one is
         told twice does no harm, its id is the same.
         """
-        known, heard_of = self._shard.open_alarms(), {alarm.id for alarm in remembered}
-        ids, series = {alarm.id for alarm in known}, {key for alarm in known for key in series_of(alarm)}
-        for alarm in remembered:
-            told = set(series)
-            if alarm.id not in ids:
-                self._lost.append(Change("closed", (closed or {}).get(alarm.id, alarm)))
-                told.add(alarm.key)
-            self._lost += [Change("left", alarm, key) for key in series_of(alarm) if key not in told]
-        self._untold = [Change("opened", a, next(iter(a.members), None)) for a in known if a.id not in heard_of]
-        self._remembered = remembered
+        self._remembrance.compare(self._shard.open_alarms(), remembered, closed or {})
 
     def add_abnormal(self, abnormal: Sequence[Abnormal]) -> None:
         """Before `start`: what a run that was killed could not write any more."""
@@ -394,7 +379,7 @@ class Engine:
             self._safekeeping.commit([], np.inf, is_last=True)
             self._orders.answer_last(self._safekeeping.is_kept)
             self._saving = None  # one that is not finished is older
-            if self._remember_all() and self._save_if_whole():
+            if self._is_remembered() and self._save_if_whole():
                 while self._go_on_saving():
                     pass
             self._safekeeping.close()
@@ -436,7 +421,7 @@ class Engine:
             if self._safekeeping.has_journal:  # it is all in there
                 return False
             self._shard.give_up_swap()  # the next start begins it again; to finish it would take seconds
-        if not self._remember_all():  # how an alarm closed is in the journal, and not in a replay from here on
+        if not self._is_remembered():  # how an alarm closed is in the journal, and not in a replay from here on
             return False
         self._saving = self._save(self._shard)
         self._go_on_saving()
@@ -682,29 +667,13 @@ class Engine:
 
     def _tell_past(self) -> None:
         """Once: what `close_lost` has found."""
-        now = self._clock.now()
-        untold, self._untold = self._untold, []
-        self._tell(untold)
-        lost, self._lost = self._lost, []
-        self._tell([each if each.alarm.closed_at else _closed(each, now) for each in lost])
+        self._tell(self._remembrance.take_untold())
+        self._tell(self._remembrance.take_lost(self._clock.now()))
 
-    def _remember_told(self) -> None:
-        """Not while `_tell_past` is owed: until then the file must say what the last run has told."""
-        self.alarms = self._shard.open_alarms()  # also those that a restored state has brought
-        if self._remembering is not None and self._remembering.done():
-            self._remembering.result()  # a bug is not swallowed
-            self._remembering = None
-        if self._remembering is None and not (self._untold or self._lost) and self.alarms != self._remembered:
-            self._remembering = self._begin(partial(self._remember, self.alarms))
-            self._remembered = self.alarms
-
-    def _remember_all(self) -> bool:
+    def _is_remembered(self) -> bool:
         """What has been told is on disk; False if the disk does not answer soon."""
-        for _ in range(2):  # the first may still be an older write
-            self._remember_told()
-            if self._remembering is not None and not wait([self._remembering], PATIENCE_SECONDS).done:
-                return False
-        return True
+        self.alarms = self._shard.open_alarms()  # also those that a restored state has brought
+        return self._remembrance.is_kept(self.alarms)
 
     def _take_mail(self) -> None:
         adjustment, self._mailbox = self._mailbox, None
@@ -753,7 +722,8 @@ class Engine:
         self._telling.noted(now)
         self._renew_table(now)
         self.traces.drop_idle(started)
-        self._remember_told()
+        self.alarms = self._shard.open_alarms()
+        self._remembrance.keep(self.alarms)
         shadow = self._shard.detector.shadow
         self.comparison = shadow.comparison() if shadow is not None else None
         self._show(now)
@@ -877,7 +847,3 @@ def _latency_seconds(ready: Ready, outcome: Outcome, finished: float) -> Float64
 
 def _kinds(outcome: Outcome, what: str) -> dict[str, int]:
     return dict(Counter(change.alarm.kind for change in outcome.changes if change.what == what))
-
-
-def _closed(change: Change, now: float) -> Change:
-    return change._replace(alarm=replace(change.alarm, updated_at=now, closed_at=now, reason="lost"))

@@ -4,6 +4,7 @@ A thread a connection, one answer a connection. A request has a deadline as a wh
 so has the reading of the answer. When the connections, or the answers that wait to be read, become too many, the oldest
 makes room: a scrape takes milliseconds, so it is never the oldest, and a client that holds a place on purpose is.
 Streams go on for as long as a page is open, and have places of their own: with all of them taken, the next is refused.
+Scrapes that come at the same time share one text: to write one of 100,000 series takes the interpreter from the engine.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from http import HTTPStatus
 
 from streamer.answers import Answer, Headers, Request, Stream
 from streamer.errors import ServiceError
+from streamer.sharing import Shared
 
 STOP_SECONDS = 0.5
 BACKLOG = 128
 GZIP_FROM_BYTES = 1024
 SEND_BYTES = 262_144
+SCRAPE_AGAIN_SECONDS = 1  # 100,000 series take about half of it
 WRONG_PASSWORD_SECONDS = 0.5  # before it is said: a guess more takes so long
 
 HEADERS = {
@@ -66,6 +69,10 @@ class Limits:
     threads: int = 80
     """of streams too; one whose connection made room may still be busy with its answer"""
     streams: int = 16
+    scrapes: int = 16
+    """that wait for their text"""
+    kinds: int = 4
+    """of texts that are waited for: two formats, each compressed or not"""
     waiting_bytes: int = 256 * 2**20
     """of answers that wait to be read; one with 100,000 series has about 60 MiB"""
     head_bytes: int = 8192
@@ -138,6 +145,7 @@ class Server:
         """digest of user name and password; None: whoever comes is answered"""
         self.set_password(password)
         self._limits = limits or Limits()
+        self._scrapes = Shared[Answer](self._limits.kinds, self._limits.scrapes)
         self._listener: socket.socket | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -153,7 +161,7 @@ class Server:
         return self._port
 
     def set_password(self, password: str) -> None:
-        """From now on; empty: none."""
+        """From now on, also for streams that go on; empty: none."""
         self._wanted = _digest(f"{self._username}:{password}".encode()) if password else None
 
     # --- Life ---
@@ -270,7 +278,7 @@ class Server:
     # --- Requests ---
 
     def _converse(self, connection: _Connection) -> None:
-        is_head = False
+        is_head, wanted = False, self._wanted
         answer: Answer | Stream
         try:
             request = _read(connection.socket, self._limits)
@@ -287,7 +295,7 @@ class Server:
             raise
         if isinstance(answer, Stream):
             if self._take_stream_place(connection):
-                self._send_stream(connection, answer, is_head)
+                self._send_stream(connection, answer, is_head, wanted)
                 return
             answer = Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"All places of open pages are taken.\n")
         if answer.status is HTTPStatus.UNAUTHORIZED:
@@ -296,12 +304,14 @@ class Server:
         _send(connection.socket, answer, is_head, self._limits.answer_seconds)
         connection.waiting_bytes = 0
 
-    def _send_stream(self, connection: _Connection, stream: Stream, is_head: bool) -> None:
-        """Until the client is gone or too slow, or the server stops."""
+    def _send_stream(self, connection: _Connection, stream: Stream, is_head: bool, wanted: bytes | None) -> None:
+        """Until the client is gone or too slow, or the server stops, or wants another password than `wanted`."""
         head = _head(HTTPStatus.OK, {"Content-Type": stream.content_type}, stream.headers)
         _send_whole(connection.socket, head, self._limits.piece_seconds)
-        while not is_head and not self._stopping.is_set():
+        while not is_head and not self._stopping.is_set() and self._wanted == wanted:
             for piece in stream.pieces():
+                if self._wanted != wanted:
+                    return
                 _send_whole(connection.socket, piece, self._limits.piece_seconds)
             self._stopping.wait(stream.pause_seconds)
 
@@ -321,7 +331,7 @@ class Server:
             status = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
             return Answer(status, f"{sentence}\n".encode(errors="replace"))
         if path == "/metrics" or self._page is None:
-            return _compressed(Answer(HTTPStatus.OK, *self._render(request.headers.get("accept", ""))), request)
+            return self._scrape(request)
         self._require_own_page(request)
         answer = self._page(request)
         if answer is None:
@@ -330,6 +340,15 @@ class Server:
                 "Here are /, /api/{series,alarms,health,events}, /metrics, /-/healthy and /-/ready.",
             )
         return _compressed(answer, request) if isinstance(answer, Answer) else answer
+
+    def _scrape(self, request: Request) -> Answer:
+        accept = request.headers.get("accept", "")
+        kind = f"{_accepts_gzip(request)} {accept}"
+        scraped = self._scrapes.get(kind, lambda: _compressed(Answer(HTTPStatus.OK, *self._render(accept)), request))
+        if scraped is not None:
+            return scraped
+        again = (("Retry-After", str(SCRAPE_AGAIN_SECONDS)),)
+        return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"Too many scrape at once.\n", headers=again)
 
     def _is_known(self, authorization: str) -> bool:
         """RFC 7617. Digests are compared, in constant time: neither content nor length can be measured."""
@@ -447,14 +466,14 @@ def _digest(secret: bytes) -> bytes:
 
 def _compressed(answer: Answer, request: Request) -> Answer:
     """A large one, for who can read that."""
-    if len(answer.body) < GZIP_FROM_BYTES or not _accepts_gzip(request.headers.get("accept-encoding", "")):
+    if len(answer.body) < GZIP_FROM_BYTES or not _accepts_gzip(request):
         return answer
     body = gzip.compress(answer.body, compresslevel=1, mtime=0)
     return replace(answer, body=body, headers=(*answer.headers, ("Content-Encoding", "gzip")))
 
 
-def _accepts_gzip(accept_encoding: str) -> bool:
-    for coding in accept_encoding.lower().split(","):
+def _accepts_gzip(request: Request) -> bool:
+    for coding in request.headers.get("accept-encoding", "").lower().split(","):
         name, _, quality = coding.replace(" ", "").partition(";")
         if name in ("gzip", "*"):
             return not re.fullmatch(r"q=0(\.0*)?", quality)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import queue
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from streamer.log import SparingLog
 from streamer.metrics import Metrics
+from streamer.names import meant
 from streamer.readings import Message
 from streamer.records import MarkedNormal, Paused, Resumed
 from streamer.requests import Command, MarkNormal, Pause, Result, Resume, id_in, read, result_of
@@ -143,9 +145,19 @@ class Orders:
 
 def understood(command: Command, shard: Shard, now: float) -> Deed | Result:
     """What is to be done, or why there is nothing to do; changes nothing."""
-    slot = shard.registry.find(command.key)
+    registry = shard.registry
+
+    def is_key(text: str) -> bool:
+        return registry.find(text) is not None or len(registry.of_device(text.removesuffix("#*"))) > 0
+
+    def keys() -> Iterable[str]:
+        devices = (f"{registry.device_key(device)}#*" for device in range(registry.device_rows))
+        return chain(registry.keys_by_slot(), devices)
+
+    key = meant(command.key, is_key, keys)
+    slot = registry.find(key)
     is_device = slot is None
-    slots = shard.registry.of_device(command.key.removesuffix("#*")) if slot is None else np.array([slot], np.intp)
+    slots = registry.of_device(key.removesuffix("#*")) if slot is None else np.array([slot], np.intp)
     if not len(slots):
         return result_of(
             command, False,

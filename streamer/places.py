@@ -4,7 +4,7 @@
 
 The last one that names a setting wins. Nothing here raises: what cannot be understood becomes a line of
 `Layer.problems`, so that an operator sees all his mistakes at once, each with its place. A table of known settings
-is an argument; which ones there are and what they mean is the business of settings.py.
+is an argument; which ones there are and what they mean is the business of streamer/settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import enum
 import json
 import re
 import tomllib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ PREFIX = "STREAMER_"
 CONFIG_VARIABLE = "STREAMER_CONFIG"
 SECRETS_VARIABLE = "STREAMER_SECRETS"
 SECRET_BYTES = 65_536  # the longest password that MQTT can carry is 65,535 bytes
+LIKE = 0.6  # difflib's own: what is less like any name was not meant to be one
 CLOSE = 0.8  # by eye: `mqtt.pasword` is 0.96 to its setting, `client.key` below 0.6 to all of them
 
 
@@ -106,23 +107,41 @@ class Known:
         self.settings = {setting.name: setting for setting in settings}
         self.tables = {name.rsplit(".", depth)[0] for name in self.settings for depth in range(1, name.count(".") + 1)}
 
-    def closest(self, name: str) -> str:
-        """The known dotted name that is most like `name`; one that exists in another table comes first."""
-        return closest(name, self._moved(name) or [*self.settings, *sorted(self.tables)])
+    def closest(self, name: str) -> str | None:
+        """The known dotted name that was meant by `name`; one that exists in another table comes first."""
+        return self._closest(name, [*self.settings, *sorted(self.tables)])
 
-    def closest_variable(self, name: str) -> str:
-        """The known environment variable that is most like `name`."""
-        moved = self._moved(name.upper().removeprefix(PREFIX).lower().replace("__", "."))
-        names = [variable(known) for known in moved or [*self.settings, *sorted(self.tables)]]
-        return closest(name.upper(), names if moved else [*names, CONFIG_VARIABLE, SECRETS_VARIABLE])
+    def closest_variable(self, name: str) -> str | None:
+        """The known environment variable that was meant by `name`."""
+        dotted = name.upper().removeprefix(PREFIX).lower().replace("__", ".")
+        others = [each.removeprefix(PREFIX).lower() for each in (CONFIG_VARIABLE, SECRETS_VARIABLE)]
+        near = self._closest(dotted, [*self.settings, *sorted(self.tables), *others])
+        return None if near is None else variable(near)
 
-    def _moved(self, name: str) -> list[str]:
-        """The settings that have the same last name, in whatever table."""
-        return [known for known in self.settings if known.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    def _closest(self, name: str, names: Sequence[str]) -> str | None:
+        moved = [known for known in self.settings if known.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+        return moved[0] if len(moved) == 1 else closest(name, moved or names)
 
 
-def closest(name: str, names: Sequence[str]) -> str:
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """The one that is most like `name`; None where none is like it."""
+    best, known = max((_likeness(name, known), known) for known in names)
+    return known if best >= LIKE else None
+
+
+def _likeness(name: str, known: str) -> float:
+    """0 to 1; whoever leaves out the last words of a long name means it all the same."""
+    whole = difflib.SequenceMatcher(None, known, name).ratio()
+    leaf, known_leaf = name.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]
+    if not leaf or not known_leaf.startswith(f"{leaf}_"):
+        return whole
+    cut = known[: len(known) - len(known_leaf) + len(leaf)]
+    return max(whole, 0.99 * difflib.SequenceMatcher(None, cut, name).ratio())
+
+
+def unknown(near: str | None, what: str = "setting") -> str:
+    """What is to be said of a name that is none."""
+    return f"no such {what}" + (f"; the closest known name is {near}" if near else "")
 
 
 _USER = re.compile("://.*@", re.DOTALL)
@@ -193,7 +212,7 @@ def _take(layer: Layer, known: Known, table: Mapping[str, object], above: str, p
                 continue
             layer.put(name, value, here)
         elif name not in known.tables:
-            layer.problems.append(f"{here}: no such setting; the closest known name is {known.closest(name)}")
+            layer.problems.append(f"{here}: {unknown(known.closest(name))}")
         elif isinstance(value, dict):
             _take(layer, known, value, name + ".", place)
         else:
@@ -235,8 +254,8 @@ def read_secrets(folder: Path, known: Known, *, strict: bool, used: Container[Pa
         name = file.name.replace("__", ".")
         if name not in known.settings:
             near = known.closest(name)
-            if strict or difflib.SequenceMatcher(None, name, near).ratio() >= CLOSE:
-                layer.problems.append(f"{file}: no such setting; the closest known name is {near}")
+            if strict or (near and difflib.SequenceMatcher(None, name, near).ratio() >= CLOSE):
+                layer.problems.append(f"{file}: {unknown(near)}")
         elif known.settings[name].path:
             # Mostly a password under the wrong name, mqtt.password_file: as a path it would show in a refusal.
             layer.problems.append(f"{file}: a path is no secret; expected the secret itself, such as mqtt.password")
@@ -286,7 +305,7 @@ def read_environment(environ: Mapping[str, str], known: Known) -> Layer:
                 )
             )
         else:
-            layer.problems.append(f"environment: {found}: no such setting; the closest known name is {near}")
+            layer.problems.append(f"environment: {found}: {unknown(near)}")
     for name_there, name in names.items():
         if name_there in environ:
             _put_text(layer, known, name, environ[name_there], f"environment: {name_there}")
@@ -316,7 +335,7 @@ def read_overrides(overrides: Sequence[str], known: Known) -> Layer:
         if not equals:
             layer.problems.append(f"{place}: no value; expected NAME=VALUE, such as mqtt.host=10.0.0.5")
         elif name not in known.settings and name not in known.tables:
-            layer.problems.append(f"{place}: no such setting; the closest known name is {known.closest(name)}")
+            layer.problems.append(f"{place}: {unknown(known.closest(name))}")
         else:
             _put_text(layer, known, name, text, place)
     _anchor(layer, known, Path.cwd())

@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, TextIO
@@ -27,6 +27,9 @@ from models.weights import Weights
 from streamer.detector import DIFFERENT_SECONDS
 from streamer.engine import LARGEST_VALUE
 from streamer.errors import InputError
+from streamer.outbox import iso
+from streamer.payloads.times import EARLIEST, LATEST
+from streamer.payloads.words import WORDS, parse_number
 from streamer.progress import Progress
 from streamer.readings import Alarm, Batch, Float64, Int32, Scores, Unscored
 from streamer.registry import FREE, Registry
@@ -132,6 +135,7 @@ def replay(
     device_score: bool,
     offline: Weights | None = None,
     lateness_seconds: float = 0.0,
+    words: Mapping[str, float] = WORDS,
     opened: OnOpened = _ignore,
     watch: Watch | None = None,
     progress: Progress | None = None,
@@ -139,6 +143,7 @@ def replay(
     """Scores the files side by side and writes one output each. Returns counts: readings, verdicts by kind, alarms.
 
     `outputs`: empty where no CSV is wanted.
+    `words`: what counts as a number besides numbers.
     Rows that are late by at most `lateness_seconds` are scored in their place.
     `offline`: the bidirectional weights of a shard that labels history; the files are then read whole beforehand.
     """
@@ -148,7 +153,7 @@ def replay(
     if not writers:
         writers = [Nowhere() for _ in files]
     reached = [Reached() for _ in files]
-    sources: list[Iterable[Row]] = [read_rows(*each) for each in zip(files, reached, strict=True)]
+    sources: list[Iterable[Row]] = [read_rows(*each, words) for each in zip(files, reached, strict=True)]
     if progress is not None:
         sizes = [path.stat().st_size for path in files]
         progress.measure(lambda: sum(size * at.share() for size, at in zip(sizes, reached, strict=True)) / sum(sizes))
@@ -307,6 +312,13 @@ def _told(alarm: Alarm) -> str:
     return f"value {value}{usually}, expected {expected} ({lower} to {upper}), score {score}, id {alarm.id}"
 
 
+def _moment(time: str) -> str:
+    """A time as it was read; epoch seconds, unless they count from the beginning of a recording, as ISO 8601."""
+    seconds = parse_number(time)
+    is_epoch = seconds is not None and EARLIEST <= seconds < LATEST
+    return (iso(seconds) if is_epoch else None) or time.strip()
+
+
 # --- The command ---
 
 
@@ -336,6 +348,7 @@ def replay_command(
     device_score: bool,
     offline: Weights | None = None,
     lateness_seconds: float = 0.0,
+    words: Mapping[str, float] = WORDS,
     watch: Watch | None = None,
     report: Path | None = None,
     as_json: bool = False,
@@ -362,12 +375,12 @@ def replay_command(
 
         def opened(source: int, time: str, name: str, alarm: Alarm) -> None:
             where = f"{files[source]}: " if len(files) > 1 else ""
-            progress.say(f"{where}alarm at {time} on {name}: {_told(alarm)}")
+            progress.say(f"{where}alarm at {_moment(time)} on {name}: {_told(alarm)}")
 
         try:
             counts = replay(
                 files, shard, outputs, device_score=device_score, offline=offline, lateness_seconds=lateness_seconds,
-                opened=opened, watch=watch, progress=progress,
+                words=words, opened=opened, watch=watch, progress=progress,
             )  # fmt: skip
         finally:
             progress.end()

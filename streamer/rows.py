@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer.errors import InputError
+from streamer.payloads.words import WORDS, parse_number
 
 if TYPE_CHECKING:
     import pyarrow
@@ -40,8 +41,11 @@ class Reached:
         """0 to 1, about: what is read ahead counts"""
 
 
-def read_rows(path: Path, reached: Reached | None = None) -> Iterator[Row]:
-    """The rows of a CSV or Parquet file; `reached` is kept. Raises InputError, which names the file and the line."""
+def read_rows(path: Path, reached: Reached | None = None, words: Mapping[str, float] = WORDS) -> Iterator[Row]:
+    """The rows of a CSV or Parquet file; `reached` is kept. Raises InputError, which names the file and the line.
+
+    A cell is a number or one of the `words`, as a payload is.
+    """
     read = _parquet_lines if path.suffix == ".parquet" else _csv_lines
     lines = read(path, reached or Reached())
     number, header = next(lines, (0, []))
@@ -63,9 +67,9 @@ def read_rows(path: Path, reached: Reached | None = None) -> Iterator[Row]:
         time = epoch_seconds(cells[0], place)
         if is_long:
             _check_names(place, [cells[1].strip()])
-            yield Row(cells[0], time, [cells[1].strip()], [_value(cells[2], place)])
+            yield Row(cells[0], time, [cells[1].strip()], [_value(cells[2], words, place)])
         else:
-            yield Row(cells[0], time, names[1:], [_value(cell, place) for cell in cells[1:]])
+            yield Row(cells[0], time, names[1:], [_value(cell, words, place) for cell in cells[1:]])
 
 
 def _csv_lines(path: Path, reached: Reached) -> Iterator[tuple[int, list[str]]]:
@@ -133,9 +137,8 @@ def _check_names(place: Path | str, names: list[str]) -> None:
 
 def epoch_seconds(cell: str, place: str) -> float:
     """Epoch seconds or ISO 8601; without a zone it is UTC. Raises InputError, which names the place."""
-    try:
-        time = _float(cell)
-    except ValueError:
+    time = parse_number(cell)
+    if time is None:
         try:
             moment = datetime.fromisoformat(cell.strip())
             time = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -146,16 +149,13 @@ def epoch_seconds(cell: str, place: str) -> float:
     return time
 
 
-def _value(cell: str, place: str) -> float | None:
-    if not cell.strip():
+def _value(cell: str, words: Mapping[str, float], place: str) -> float | None:
+    text = cell.strip()
+    if not text:
         return None
-    try:
-        return _float(cell)
-    except ValueError:
-        raise InputError(f"{place}: found {cell[:40]!r}; expected a number or an empty cell") from None
-
-
-def _float(cell: str) -> float:
-    if "_" in cell:  # Python reads 1_0 as 10
-        raise ValueError
-    return float(cell)
+    value = parse_number(text)
+    value = words.get(text) if value is None else value
+    if value is None:
+        expected = "a number, a word for two states such as ON or closed," if words else "a number"
+        raise InputError(f"{place}: found {cell[:40]!r}; expected {expected} or an empty cell")
+    return value

@@ -239,7 +239,8 @@ class Shard:
         slots, last = np.unique(batch.slot[::-1].astype(np.intp), return_index=True)
         self.detector.show_value(slots, batch.value[::-1][last])
         if arrivals is not None:
-            self.cadence.hear(slots, arrivals[::-1][last])
+            for rows in waves(batch.slot):  # one after the other, however the stream was cut
+                self.cadence.hear(batch.slot[rows].astype(np.intp), arrivals[rows])
 
     def _observe(self, slots: NDArray[np.intp], elapsed: Float64, arrival: Float64) -> None:
         """`slots` (unique) have reported in order, `elapsed` seconds of event time after their last reading."""

@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 
+from streamer.disk import sync_directory
 from streamer.errors import StateError
 
 MOST_KEPT_BYTES = 1 << 28
@@ -49,14 +50,22 @@ class StateDirectory:
         os.close(self._descriptor)
         self._descriptor = None
 
-    def keep(self, name: str, content: bytes) -> None:
-        """Replaces a small file, whole or not at all; it outlives the process, not a power cut. Raises OSError."""
+    def keep(self, name: str, content: bytes, *, synced: bool = False) -> None:
+        """Replaces a small file, whole or not at all. Raises OSError.
+
+        It outlives the process; `synced` a power cut too, and then it waits for the disk, which may hang.
+        """
         part = self.path / f"{name}.part"
         part.unlink(missing_ok=True)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:
             file.write(content)
+            if synced:
+                file.flush()
+                os.fsync(descriptor)
         part.replace(self.path / name)
+        if synced:
+            sync_directory(self.path)
 
     def kept(self, name: str) -> bytes | None:
         """What was kept; None if there is no such file of ours, or it cannot be read."""

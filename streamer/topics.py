@@ -73,5 +73,18 @@ def is_own_output(topic: str, instance: str) -> bool:
     return topic.startswith(own_prefix(instance))
 
 
+def is_matched(topic_filter: str, topic: str) -> bool:
+    """Whether who has subscribed to the filter is sent what is published on the topic (MQTT 5, section 4.7)."""
+    levels, wanted = topic.split("/"), topic_filter.split("/")
+    if topic.startswith("$") and wanted[0] in ("+", "#"):
+        return False
+    if wanted[-1] == "#":
+        wanted = wanted[:-1]
+        if len(levels) < len(wanted):
+            return False
+        levels = levels[: len(wanted)]
+    return len(levels) == len(wanted) and all(want in ("+", level) for want, level in zip(wanted, levels, strict=True))
+
+
 def _percent(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))

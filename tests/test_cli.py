@@ -214,9 +214,12 @@ def test_explain_follows_the_settings(capsys: pytest.CaptureFixture[str]) -> Non
     assert (status, json.loads(out)["levels"]) == (0, {"line": "a", "metric": "b/c"})
     assert json.loads(out)["readings"][0]["device"] == "a"
     status, out, _ = run(capsys, "explain", "plant/a", "1", "--set", "input.exclude=['plant/*']", "--json")
-    assert json.loads(out)["wanted"] is False
+    assert (status, json.loads(out)["wanted"]) == (1, False)
     status, out, _ = run(capsys, "explain", "streamer/x/status", "1", "--set", "instance=x", "--json")
-    assert json.loads(out)["wanted"] is False
+    assert (status, json.loads(out)["wanted"]) == (1, False)
+    status, out, _ = run(capsys, "explain", "plant/a", "1", "--set", "mqtt.subscribe=['lab/#', 'plant/+/x']")
+    assert status == 1
+    assert "mqtt.subscribe is lab/#, plant/+/x" in out
 
 
 def test_explain_reads_bytes_from_elsewhere(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.weights import ForecasterConfig, Weights
-from streamer.clock import ManualClock
+from streamer.clock import STALE_SECONDS, ManualClock
 from streamer.engine import (
     FIRST_BATCH,
     IDLE_SECONDS,
@@ -22,7 +22,6 @@ from streamer.engine import (
     MESSAGE_REJECTIONS,
     MOST_CLOSED,
     READING_REJECTIONS,
-    STALE_SECONDS,
     STUCK_SECONDS,
     TURN_SECONDS,
     Adjustment,

@@ -413,16 +413,15 @@ def test_threads_are_bounded_even_when_they_do_not_hear_that_they_made_room() ->
     asked = threading.Semaphore(0)
     go_on = threading.Event()
 
-    def render(_: str) -> tuple[bytes, str]:
+    def is_ready() -> tuple[bool, str]:
         asked.release()
-        assert go_on.wait(10)
-        return b"streamer_up 1\n", "text/plain"
+        return go_on.wait(10), ""
 
     limits = Limits(connections=1, threads=2)
-    server = Server(HOST, 0, render, lambda: (True, ""), lambda: (True, ""), limits=limits)
+    server = Server(HOST, 0, Daemon().render, lambda: (True, ""), is_ready, limits=limits)
     with running(server), contextlib.ExitStack() as stack:
         for _ in range(2):
-            stack.enter_context(connect(server.port)).sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            stack.enter_context(connect(server.port)).sendall(b"GET /-/ready HTTP/1.1\r\n\r\n")
             assert asked.acquire(timeout=10)
         assert exchange(server.port, b"") == b""
         assert not asked.acquire(blocking=False)
@@ -481,6 +480,111 @@ def test_answers_that_nobody_reads_do_not_fill_memory() -> None:
         sizes = [received(client) for client in clients]
     assert all(size < len(daemon.body) for size in sizes[:4])
     assert sizes[5] > len(daemon.body)
+
+
+# --- Scrapes at once ---
+
+
+class Scribe:
+    """Writes when it may, and says how often, and whether two were at it at once."""
+
+    def __init__(self) -> None:
+        self.begun = self.at_it = self.most_at_it = 0
+        self.may_end = threading.Event()
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        self.begun += 1
+        self.at_it += 1
+        self.most_at_it = max(self.most_at_it, self.at_it)
+        number = self.begun
+        assert self.may_end.wait(20)
+        self.at_it -= 1
+        return b"streamer_up %d %s\n" % (number, accept.encode()), "text/plain"
+
+    def server(self, limits: Limits | None = None) -> Server:
+        return Server(HOST, 0, self.render, lambda: (True, ""), lambda: (True, ""), limits=limits)
+
+
+def scrape(port: int, stack: contextlib.ExitStack, *headers: str) -> socket.socket:
+    client = stack.enter_context(connect(port))
+    client.sendall("\r\n".join(["GET /metrics HTTP/1.1", *headers, "", ""]).encode())
+    return client
+
+
+def whole(client: socket.socket) -> bytes:
+    answer = b""
+    while more := client.recv(65_536):
+        answer += more
+    return answer
+
+
+def test_scrapes_at_once_share_what_is_written_after_all_have_asked() -> None:
+    """The one that is being written is news to who asked before, and the next is for all the others."""
+    scribe = Scribe()
+    with running(scribe.server()) as server, contextlib.ExitStack() as stack:
+        first = scrape(server.port, stack)
+        wait_until(lambda: scribe.begun == 1, 10, "the first")
+        others = [scrape(server.port, stack) for _ in range(10)]
+        wait_until(lambda: server._scrapes._asking == 11, 10, "the others")
+        scribe.may_end.set()
+        assert whole(first).endswith(b"streamer_up 1 \n")
+        assert all(whole(other).endswith(b"streamer_up 2 \n") for other in others)
+    assert (scribe.begun, scribe.most_at_it) == (2, 1)
+
+
+def test_each_gets_the_format_that_it_asked_for() -> None:
+    """Those who ask for another share another, and none is written beside one that is being written."""
+    scribe = Scribe()
+    with running(scribe.server()) as server, contextlib.ExitStack() as stack:
+        first = scrape(server.port, stack)
+        wait_until(lambda: scribe.begun == 1, 10, "the first")
+        pairs = [(scrape(server.port, stack, f"Accept: {kind}"), kind) for kind in ("a", "b", "a", "b")]
+        wait_until(lambda: server._scrapes._asking == 5, 10, "the others")
+        scribe.may_end.set()
+        assert b"200 OK" in whole(first)
+        for client, kind in pairs:
+            assert whole(client).endswith(f" {kind}\n".encode())
+    assert (scribe.begun, scribe.most_at_it) == (3, 1)
+
+
+@pytest.mark.parametrize("limits", [Limits(scrapes=4), Limits(kinds=3)])
+def test_too_many_scrapes_are_told_to_come_again(limits: Limits) -> None:
+    """Health is answered meanwhile, and so is the next scrape once the others are done."""
+    scribe = Scribe()
+    with running(scribe.server(limits)) as server, contextlib.ExitStack() as stack:
+        first = scrape(server.port, stack)
+        wait_until(lambda: scribe.begun == 1, 10, "the first")
+        some = [scrape(server.port, stack, f"Accept: {number}") for number in range(3)]
+        wait_until(lambda: server._scrapes._asking == 4, 10, "the others")
+        refused = whole(scrape(server.port, stack, "Accept: 4"))
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: 1\r\n" in refused
+        assert ask(server.port, "/-/healthy").status == 200
+        scribe.may_end.set()
+        assert all(whole(each).startswith(b"HTTP/1.1 200 ") for each in [first, *some])
+        assert whole(scrape(server.port, stack)).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_storm_of_scrapes_is_answered() -> None:
+    """A hundred clients: each has a whole text or is told to come again, by far fewer renderings than there are."""
+    scribe = Scribe()
+    scribe.may_end.set()
+    found: list[int] = []
+
+    def one() -> None:
+        with contextlib.suppress(OSError):  # it made room for a newer one
+            found.append(ask(server.port, "/metrics").status)
+
+    with running(scribe.server()) as server:
+        threads = [threading.Thread(target=one) for _ in range(100)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert ask(server.port, "/metrics").status == 200
+    assert set(found) <= {200, 503}
+    assert found.count(200) >= 1
+    assert scribe.most_at_it == 1
 
 
 # --- The page: other paths, and answers that go on ---
@@ -672,6 +776,22 @@ def test_a_new_password_takes_the_place_of_the_old_one(monkeypatch: pytest.Monke
         assert ask(server.port, "/", headers=basic("ann:new")).status == 200
         server.set_password("")
         assert ask(server.port, "/").status == 200
+
+
+@pytest.mark.parametrize("before", ["old", ""])
+def test_a_new_password_ends_what_was_followed_under_the_old_one(before: str) -> None:
+    """Also one that was followed without any; the same one again ends nothing."""
+    head = "".join(f"{name}: {value}\r\n" for name, value in basic(f"ann:{before}").items()).encode()
+    with running(PageStub().server(username="ann", password=before)) as server, connect(server.port) as client:
+        client.sendall(FOLLOW.replace(b"\r\n\r\n", b"\r\n" + head + b"\r\n"))
+        begins(client)
+        server.set_password(before)
+        for _ in range(5):
+            assert client.recv(4096)
+        server.set_password("new")
+        wait_until(lambda: not server._streams, 10, "the end of the stream")
+        while client.recv(4096):
+            pass
 
 
 # --- TLS ---

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 # Lowest first; `models` lies below them all. A part imports lower layers and its own, where no cycle may arise.
 LAYERS = (
     {"answers"}  # what http and web say to each other
-    | {"__init__", "errors", "exposition", "log", "metrics", "places", "readings", "settings", "signals", "topics"},
+    | {"__init__", "errors", "exposition", "log", "metrics", "names", "places", "readings", "settings"}
+    | {"sharing", "signals", "topics"},
     {"alarms", "baseline", "clock", "detector", "disk", "documents", "generations", "inbox", "inspection", "journal"}
     | {"outbox", "payloads", "recent", "records", "recovery", "redelivery", "registry", "reorder", "requests"}
     | {"safekeeping"}
@@ -24,7 +25,8 @@ LAYERS = (
     | {"looks", "traces"}  # what the page is shown
     | {"labels", "rows"}  # what is in files of readings, and beside them
     | {"endings", "packets", "receiver", "wire"},  # what mqtt is made of
-    {"diskthread", "engine", "lessons", "orders", "progress", "replay", "report", "retraining", "telling"},
+    {"diskthread", "engine", "lessons", "orders", "progress", "remembrance", "replay", "report"}
+    | {"retraining", "saving", "telling"},
     {"probe", "wiring"},
     {"app", "doctor"},
     {"cli"},
@@ -42,7 +44,7 @@ ONLY_IN = {
     "prometheus_client": {"http", "metrics"},
     "pydantic": {"settings"},
     "pydantic_settings": {"settings"},
-    "streamer.settings": {"app", "cli", "wiring"},
+    "streamer.settings": {"app", "cli", "settings", "wiring"},
     "torch": {"detector", "retraining"},
 }
 # The middle layer says what happened and leaves the rest to the engine.
@@ -153,7 +155,7 @@ def test_parts_of_one_layer_form_no_circle() -> None:
 
 
 def test_each_package_from_elsewhere_has_one_home() -> None:
-    """paho is in mqtt.py and probe.py, pydantic in settings.py, torch where it trains, and so on."""
+    """paho is in mqtt.py and probe.py, pydantic in settings, torch where it trains, and so on."""
     wrong = [
         f"{each}: only {sorted(homes)} may"
         for each in of_streamer()
@@ -161,6 +163,14 @@ def test_each_package_from_elsewhere_has_one_home() -> None:
         if is_in(each.target, package) and part(each.importer) not in homes
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_settings_are_declared_before_they_are_listed_and_read() -> None:
+    """Each file of the package imports those before it only."""
+    order = [f"streamer.settings.{name}" for name in ("forms", "declarations", "catalogue", "reading", "__init__")]
+    inside = [each for each in all_imports() if is_in(each.importer, "streamer.settings") and each.target in order]
+    assert {each.importer for each in inside} == {*order[1:]}
+    assert not [str(each) for each in inside if order.index(each.target) >= order.index(each.importer)]
 
 
 def test_the_middle_layer_is_silent() -> None:

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from models.features import Narrow
@@ -339,7 +339,12 @@ TURNS = st.lists(
 )
 
 
+# Readings of a paused series in two groups, which a start replays together.
+PAUSED_IN_TWO = [([], 20.0, 7.0, [("pause", "plant/0")], "SIGKILL"), *[(["plant/0"], 20.0, 7.0, [], "")] * 2]
+
+
 @given(TURNS, st.integers(0, 2**32))
+@example([*[([], 20.0, 7.0, [], "")] * 2, *PAUSED_IN_TWO], 0)
 @settings(max_examples=15, deadline=None)
 def test_any_order_of_readings_commands_and_kills_gives_the_state_that_the_journal_says(
     turns: list[tuple[list[str], float, float, list[tuple[str, str]], str]], seed: int

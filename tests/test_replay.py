@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ from pyarrow import parquet
 
 from models import weights
 from models.features import INPUT_SIZE
+from streamer.cli import main
 from streamer.errors import InputError
+from streamer.payloads import Columns, Decoder, Rejection
+from streamer.payloads.words import WORDS
 from streamer.registry import Registry
 from streamer.replay import COLUMNS, replay, replay_command
 from streamer.rows import Reached, read_rows
@@ -240,6 +244,37 @@ def test_a_file_that_cannot_be_understood_is_named_with_its_line(tmp_path: Path,
     with pytest.raises(InputError, match=r"bad\.csv") as caught:
         list(read_rows(path))
     assert named in str(caught.value)
+
+
+def test_words_are_read_as_payloads_are(tmp_path: Path) -> None:
+    """All that the decoder of payloads knows, in both forms; none of them where `input.booleans` is off."""
+    cells = [*WORDS, "21.5", " -3 ", "off ", "nan"]
+    wide = write(tmp_path / "wide.csv", "time,x", list(enumerate(cells)))
+    long = write(tmp_path / "long.csv", "time,series,value", [(k, "x", cell) for k, cell in enumerate(cells)])
+    for path in (wide, long):
+        for row, cell in zip(read_rows(path), cells, strict=True):
+            found = Columns()
+            assert Decoder().decode("t", cell.encode(), 0.0, found) in (None, Rejection.NOT_FINITE)
+            assert list(row.values) == found.value or math.isnan(row.values[0] or 0.0)
+        with pytest.raises(InputError, match="line 2: found 'off'; expected a number or an empty cell"):
+            list(read_rows(path, words={}))
+
+
+def test_the_command_follows_the_settings_and_tells_times_in_iso_8601(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Epoch seconds say nothing to a person; a time that is text already is told as it stands."""
+    values = wave(300)
+    values[250] = 90.0
+    start = 1_790_000_000
+    for name, time in (("epoch", str), ("text", lambda at: datetime.fromtimestamp(at, UTC).isoformat())):
+        rows = [(time(start + 60 * k), value, "open" if k % 9 else "closed") for k, value in enumerate(values)]
+        path = write(tmp_path / f"{name}.csv", "time,x,door", rows)
+        assert main(["replay", str(path), "--output", str(tmp_path / "out")]) == 0
+        told = {"epoch": "2026-09-21T18:23:20.000Z", "text": "2026-09-21T18:23:20+00:00"}[name]
+        assert f"alarm at {told} on x: value 90" in capsys.readouterr().err
+    assert main(["replay", str(path), "--set", "input.booleans=false"]) == 2
+    assert "expected a number or an empty cell" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])

@@ -381,7 +381,34 @@ def upto(name: str, depth: int) -> str:
 def test_no_variable_of_ours_passes_silently(name: str) -> None:
     """Whatever begins with STREAMER_, in any case, is a setting or a mistake."""
     (problem,) = refused(environ={name: "1"})
-    assert problem.startswith(f"environment: {name}: no such setting; the closest known name is STREAMER_")
+    assert problem.startswith(f"environment: {name}: no such setting")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("alarm.budget_per_series_month", "alarms.budget_per_series_month"),
+        ("alarms.budget", "alarms.budget_per_series_month"),
+        ("alarm.budget", "alarms.budget_per_series_month"),
+        ("budget_per_series_month", "alarms.budget_per_series_month"),
+        ("alarms.budget_month", "alarms.budget_per_series_month"),
+        ("mqtt.user", "mqtt.username"),
+        ("http.ports", "http.port"),
+        ("broker.subscribe", "mqtt.subscribe"),
+        ("foo", None),
+        ("zzz.yyy", None),
+        ("database.name", None),
+        ("", None),
+    ],
+)
+def test_what_was_meant_is_offered_and_nothing_where_nothing_is_like_it(name: str, meant: str | None) -> None:
+    """By the whole of the name: of a wrong table or of the first words of a long name it is the right setting."""
+    (problem,) = refused(overrides=[f"{name}=1"])
+    assert problem == f"--set {name}: no such setting" + (f"; the closest known name is {meant}" if meant else "")
+    if name:
+        (problem,) = refused(environ={variable(name): "1"})
+        suggested = f"; the closest known name is {variable(meant)}" if meant else ""
+        assert problem == f"environment: {variable(name)}: no such setting{suggested}"
 
 
 @pytest.mark.parametrize("name", ["PATH", "STREAMERS", "STREAM_MQTT", "XSTREAMER_TYPO"])

@@ -15,6 +15,7 @@ import pytest
 from models.weights import BASE
 from streamer.errors import StateError
 from streamer.statedir import StateDirectory
+from tests.servers import program
 
 HOLDER = """
 import sys
@@ -189,3 +190,19 @@ def test_small_files_are_replaced_whole_and_seen_by_their_owner_only(tmp_path: P
     assert directory.kept("link") is None
     assert directory.kept("pipe") is None
     assert directory.kept(".") is None
+
+
+def test_what_is_to_outlive_a_power_cut_is_on_the_disk_before_it_has_its_name(tmp_path: Path) -> None:
+    """And its name is, before anybody relies on it: by the system calls of the real thing."""
+    log = tmp_path / "calls"
+    code = "import sys; from pathlib import Path; from streamer.statedir import StateDirectory\n"
+    code += "StateDirectory(Path(sys.argv[1])).keep('webhook.json', b'[]', synced=True)"
+    calls = "?rename,?renameat,renameat2,fsync"
+    watched = [program("strace"), "-f", "-y", "-qq", "-e", f"trace={calls}", "-o", str(log)]
+    subprocess.run([*watched, sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    seen = [line.partition(" ")[2].strip() for line in log.read_text().splitlines() if str(tmp_path) in line]
+    assert [line.partition("(")[0].removesuffix("at").removesuffix("at2") for line in seen] == [
+        "fsync", "rename", "fsync",
+    ]  # fmt: skip
+    assert "webhook.json.part>" in seen[0]
+    assert f"{tmp_path}>" in seen[2]

@@ -8,8 +8,9 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paho.mqtt.client import topic_matches_sub
 
-from streamer.topics import LONGEST_BYTES, MOST_LEVELS, is_own_output, output_topic, status_topic
+from streamer.topics import LONGEST_BYTES, MOST_LEVELS, is_matched, is_own_output, output_topic, status_topic
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,29 @@ def test_own_output_is_told_from_inputs_and_from_other_instances() -> None:
     assert not is_own_output("streamer/site-2/status", "site")
     assert not is_own_output("streamer/site", "site")
     assert not is_own_output("plant/streamer/site/status", "site")
+
+
+@pytest.mark.parametrize(
+    "topic", ["a", "a/b", "a/b/c", "a/", "/a", "", "$SYS", "$SYS/a", "b", "b/a", "a//b", "/", "//"]
+)
+def test_filters_match_as_at_a_broker(topic: str) -> None:
+    """The same as an independent library says, whose own rule for `$` is the specification's too."""
+    filters = [
+        "#",
+        "+",
+        "a",
+        "a/#",
+        "a/+",
+        "+/b",
+        "+/+",
+        "/#",
+        "/+",
+        "+/#",
+        "a/b/#",
+        "a/+/c",
+        "$SYS/#",
+        "$SYS/+",
+        "b/#",
+    ]
+    for each in [*filters, "+/", "a//b", "+//b", "//", "+/+/+"]:
+        assert is_matched(each, topic) == topic_matches_sub(each, topic), each

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,6 +13,7 @@ from streamer.payloads.columns import Columns, Rejection, Trace
 from streamer.payloads.decoder import Decoder
 from streamer.payloads.names import segment
 from streamer.payloads.words import parse_number
+from streamer.topics import is_matched
 
 _ADVICE = {
     Rejection.EMPTY: "An empty payload clears a retained message; it holds no reading.",
@@ -48,6 +49,10 @@ class Explanation:
     """How one message is read; `msgspec.json.encode` makes JSON of it."""
 
     topic: str
+    taken: bool
+    """the daemon would hear it and take at least one reading from it"""
+    subscribed: bool
+    """False: no filter of `mqtt.subscribe` matches the topic, so that the broker sends no such message"""
     wanted: bool
     """False: `include`, `exclude` or the daemon's own prefix leave the topic out"""
     rule: str | None
@@ -69,6 +74,8 @@ class Explanation:
     def text(self) -> str:
         """The explanation as lines for a terminal."""
         lines = [f"topic     {self.topic}"]
+        if not self.subscribed:
+            lines.append("heard     no: mqtt.subscribe has no filter that matches")
         if not self.wanted:
             lines.append("wanted    no: input.include, input.exclude or our own output")
         if self.rule is not None:
@@ -89,9 +96,14 @@ class Explanation:
 
 
 def explain(
-    decoder: Decoder, topic: str, payload: bytes, arrival: float, max_future_seconds: float = math.inf
+    decoder: Decoder,
+    topic: str,
+    payload: bytes,
+    arrival: float,
+    max_future_seconds: float = math.inf,
+    filters: Sequence[str] = ("#",),
 ) -> Explanation:
-    """How a decoder reads one message that arrives at `arrival`, in epoch seconds."""
+    """How a decoder reads one message that arrives at `arrival`, in epoch seconds, by one of these subscriptions."""
     columns, trace = Columns(), Trace()
     rejection = decoder.decode(topic, payload, arrival, columns, trace)
     source = decoder.source(topic)
@@ -99,11 +111,13 @@ def explain(
         ExplainedReading(key, decoder.device(key), value, time, origin.removeprefix(source.root.prefix))
         for key, value, time, origin in zip(columns.key, columns.value, columns.time, trace.origins, strict=True)
     )
-    wanted = decoder.is_wanted(topic)
+    wanted, subscribed = decoder.is_wanted(topic), any(is_matched(each, topic) for each in filters)
     seen = {*columns.key, *trace.origins}
     left_out = dict(_left_out(payload, source.root.prefix, seen)) if trace.format == "json" else {}
     return Explanation(
         topic=_printable(topic),
+        taken=subscribed and wanted and any(time - arrival <= max_future_seconds for time in columns.time),
+        subscribed=subscribed,
         wanted=wanted,
         rule=None if source.rule is None else source.rule.rule.pattern,
         levels=source.levels,
@@ -112,7 +126,9 @@ def explain(
         rejected={reason.value: count for reason, count in columns.rejected.items()},
         left_out=left_out,
         rejection=None if rejection is None else rejection.value,
-        advice=_advice(wanted, rejection, columns, payload) or _future(columns, arrival, max_future_seconds),
+        advice=_unheard(topic, () if subscribed else filters)
+        or _advice(wanted, rejection, columns, payload)
+        or _future(columns, arrival, max_future_seconds),
     )
 
 
@@ -132,6 +148,16 @@ def _left_out(payload: bytes, prefix: str, seen: Container[str]) -> Iterator[tup
             yield path, "true or false, see input.booleans"
         elif isinstance(value, int | float) and prefix + path not in seen:
             yield path, "an identifier or a time by its name, or left out by a rule; a rule's include has it read"
+
+
+def _unheard(topic: str, filters: Sequence[str]) -> str | None:
+    if not filters:
+        return None
+    ours = "a filter that begins with + or # leaves out topics that begin with $; " if topic.startswith("$") else ""
+    return (
+        f"The daemon would never see it: {ours}mqtt.subscribe is {', '.join(map(_printable, filters))}. Add a filter "
+        "that matches, or publish elsewhere."
+    )
 
 
 def _advice(wanted: bool, rejection: Rejection | None, columns: Columns, payload: bytes) -> str | None:

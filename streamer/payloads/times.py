@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
 
-_EARLIEST = 946_684_800.0  # 2000-01-01T00:00:00Z
-_LATEST = 4_102_444_800.0  # 2100-01-01T00:00:00Z
+EARLIEST = 946_684_800.0  # 2000-01-01T00:00:00Z
+LATEST = 4_102_444_800.0  # 2100-01-01T00:00:00Z
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 # Names of fields that hold a message's time, the best first, by their words.
@@ -48,23 +48,23 @@ TIME_RANK = _ranks()
 
 def from_number(number: float) -> float | None:
     """Epoch seconds of a number in the unit that its size betrays, None where it cannot be a time."""
-    if _EARLIEST <= number < _LATEST:
+    if EARLIEST <= number < LATEST:
         return float(number)
     for factor in (1e3, 1e6, 1e9):
-        if _EARLIEST * factor <= number < _LATEST * factor:
+        if EARLIEST * factor <= number < LATEST * factor:
             return number / factor
     return None
 
 
 def is_in_seconds(numbers: Sequence[float]) -> bool:
     """Whether `from_number` leaves all of them as they are; there is at least one."""
-    return min(numbers) >= _EARLIEST and max(numbers) < _LATEST
+    return min(numbers) >= EARLIEST and max(numbers) < LATEST
 
 
 def unit_of(number: float) -> str | None:
     """The unit that `from_number` reads a number in: s, ms, us or ns; None where it cannot be a time."""
     for unit, factor in _UNITS.items():
-        if _EARLIEST * factor <= number < _LATEST * factor:
+        if EARLIEST * factor <= number < LATEST * factor:
             return unit
     return None
 
@@ -84,7 +84,7 @@ def from_text(text: str, zone: tzinfo) -> float | None:
         epoch = (parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=zone)).timestamp()
     except (ValueError, OverflowError):
         return None
-    return epoch if _EARLIEST <= epoch < _LATEST else None
+    return epoch if EARLIEST <= epoch < LATEST else None
 
 
 def from_value(value: object, zone: tzinfo) -> float | None:

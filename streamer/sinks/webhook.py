@@ -4,6 +4,10 @@
     5xx, 408, 429, no answer         again, ever more seldom; the server may say when (Retry-After)
     everything else                  refused: given up, as nothing would be gained by asking again
 
+An event that is to be posted again holds up what has become of its own alarm since, and no other alarm: a server may
+fail on one event for ever. When it fails on those of several alarms, and has taken none in between, it is in trouble:
+all wait, the longer the more they are. Who goes first when it is asked again is one that it has not seen yet.
+
 What the server has not taken lies in a file of the state directory as well, from before the first attempt on: a run
 that is killed leaves it to the next. So an event can come twice, with the same Idempotency-Key.
 
@@ -21,7 +25,8 @@ import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from itertools import chain, islice
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -39,6 +44,7 @@ LONGEST_RETRY_AFTER_SECONDS = 600.0  # a server that says more is asked all the 
 MOST_BYTES = 4 << 20  # of events that wait; one has about 1 KB
 KEEP_SECONDS = 1.0  # what was delivered is crossed out in the file no more often, nor what comes in a pause added
 AGAIN = (408, 429)
+OVERLOADED = (429, 503)  # what it says of a time is about itself; after any other status, about the event
 SIGNED_PREFIX = "whsec_"
 
 
@@ -52,16 +58,50 @@ class Posting(Protocol):
     def abort(self) -> None: ...
 
 
-class Waiting(msgspec.Struct, frozen=True):
-    """An event that is to be delivered."""
+class Kept(msgspec.Struct, frozen=True):
+    """An event that is to be delivered, as the file has it."""
 
     key: str
     """what it is known by: the alarm's id, the event, and for `updated` how many readings the alarm then had"""
     what: str
     """opened | updated | closed"""
-    at: float
-    """epoch seconds at which it happened, by the daemon's clock"""
     payload: bytes
+    waited_seconds: float = 0.0
+    """while a daemon ran: by no wall clock, which may be set, and is wrong after the start of many a gateway"""
+
+
+class Waiting(NamedTuple):
+    """The same in memory."""
+
+    key: str
+    what: str
+    payload: bytes
+    since: float
+    """monotonic; before this run's beginning for one that an earlier run has left"""
+
+    @property
+    def alarm(self) -> str:
+        return self.key.partition("-")[0]
+
+
+class Rest(NamedTuple):
+    """An alarm whose oldest event was not taken."""
+
+    failures: int
+    until: float
+    """monotonic"""
+
+
+class Outcome(NamedTuple):
+    """What has become of an attempt."""
+
+    result: str
+    """delivered | refused; empty: it is to be tried again"""
+    reason: str = ""
+    wanted_seconds: float | None = None
+    """so long the server wants to be left alone"""
+    is_of_server: bool = False
+    """with whatever event, not with this one only"""
 
 
 class Webhook:
@@ -104,7 +144,14 @@ class Webhook:
         self._bell = threading.Condition()
         self._queue: OrderedDict[int, Waiting] = OrderedDict()
         self._updates: OrderedDict[int, None] = OrderedDict()  # those that may go first where there is no room
-        self._current: Waiting | None = None
+        self._current: int | None = None
+        """number of the one that is on its way; it stays in the queue"""
+        self._resting: dict[str, Rest] = {}
+        """by alarm"""
+        self._failing: set[str] = set()
+        """alarms that were not taken since the server took one"""
+        self._paused_until = -float("inf")
+        """monotonic: the server is not asked before"""
         self._bytes = self._count = 0
         self._is_changed = False
         """the file does not say what waits"""
@@ -112,13 +159,12 @@ class Webhook:
         """the file lacks an event: a kill would lose it, while one that it has too many only comes twice"""
         self._kept_at = -float("inf")
         self._leave_by: float | None = None
-        self._has_given_up = False
         self._thread: threading.Thread | None = None
         self.has_failed = False
         """a bug has ended the thread"""
         self.use(token, secret)
         for each in _events(kept):
-            self._append(each)
+            self._append(Waiting(each.key, each.what, each.payload, clock.monotonic() - max(each.waited_seconds, 0.0)))
         self._is_changed = self._has_news = False
 
     # --- For other threads ---
@@ -131,12 +177,12 @@ class Webhook:
         """Something has become of an alarm: `payload` is the event as it is published."""
         key = f"{alarm.id}-{what}" + (f"-{alarm.readings}" if what == "updated" else "")
         with self._bell:
-            self._append(Waiting(key, what, self._clock.now(), payload))
+            self._append(Waiting(key, what, payload, self._clock.monotonic()))
             self._bell.notify()
 
     def queued(self) -> int:
         """How many events wait, the one that is on its way included."""
-        return len(self._queue) + (self._current is not None)
+        return len(self._queue)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
@@ -161,9 +207,11 @@ class Webhook:
     # --- The queue; under the bell ---
 
     def _append(self, new: Waiting) -> None:
-        while self._queue and (self.queued() >= self._most_events or self._bytes + len(new.payload) > MOST_BYTES):
-            number = next(iter(self._updates or self._queue))
-            self._settle(self._take(number), "dropped", "there is no room for it: the server has taken none for long")
+        while len(self._queue) >= self._most_events or self._bytes + len(new.payload) > MOST_BYTES:
+            number = self._dispensable()
+            if number is None:
+                break
+            self._settle(number, "dropped", "there is no room for it: the server has taken none for long")
         self._count += 1
         self._queue[self._count] = new
         if new.what == "updated":
@@ -171,14 +219,30 @@ class Webhook:
         self._bytes += len(new.payload)
         self._is_changed = self._has_news = True
 
-    def _take(self, number: int) -> Waiting:
-        taken = self._queue.pop(number)
-        self._updates.pop(number, None)
-        self._bytes -= len(taken.payload)
-        return taken
+    def _dispensable(self) -> int | None:
+        """The oldest update, without one the oldest of all; never the one that is on its way."""
+        each = chain(islice(self._updates, 2), islice(self._queue, 2))
+        return next((number for number in each if number != self._current), None)
 
-    def _settle(self, settled: Waiting, result: str, reason: str = "") -> None:
+    def _choice(self) -> tuple[int | None, float]:
+        """Which event is next, if one is; and how many seconds from now one may be."""
+        now = self._clock.monotonic()
+        if now < self._paused_until:
+            return None, self._paused_until - now
+        soonest, until = None, float("inf")
+        for number, waiting in self._queue.items():
+            rest = self._resting.get(waiting.alarm)
+            if rest is None:
+                return number, 0.0
+            if rest.until < until:  # not of a later event of the same alarm
+                soonest, until = number, rest.until
+        return (soonest, 0.0) if until <= now else (None, until - now)
+
+    def _settle(self, number: int, result: str, reason: str = "") -> None:
         """It has had its fate."""
+        settled = self._queue.pop(number)
+        self._updates.pop(number, None)
+        self._bytes -= len(settled.payload)
         self._is_changed = True
         self._metrics.add("webhook_total", 1, result)
         if result != "delivered":
@@ -197,67 +261,80 @@ class Webhook:
             self.has_failed = True
 
     def _deliver(self) -> None:
-        failures = 0
         while (waiting := self._next()) is not None:
-            if self._has_news:
-                self._keep_all()
-            age_seconds = self._clock.now() - waiting.at
-            pause, reason = None, f"it could not be delivered for {age_seconds / 3600:.1f} hours"
-            result = "given_up" if age_seconds > self._retry_seconds else ""
-            if not result:
-                result, pause, reason = self._attempt(waiting)
+            result, reason, wanted_seconds, is_of_server = self._attempt(waiting)
+            now = self._clock.monotonic()
+            if not result and now - waiting.since > self._retry_seconds:
+                result, reason = "given_up", f"for {(now - waiting.since) / 3600:.1f} hours: {reason}"
             with self._bell:
+                if self._current is not None and result:
+                    self._settle(self._current, result, reason)
                 self._current = None
-                if result:
-                    self._settle(waiting, result, reason)
-                else:
-                    self._put_back(waiting)
-            if result:
-                if failures and result == "delivered":
-                    event(log, logging.INFO, "the webhook delivers again", to=self._poster.origin)
-                failures = 0
-                self._keep_now_and_then()
-                continue
-            failures += 1
-            self._pause(self._pause_seconds(failures, pause), reason)
+            if result in ("delivered", "refused"):
+                self._has_answered(waiting, result)
+            else:
+                self._has_failed(waiting, reason, wanted_seconds, is_of_server)
+            self._keep_now_and_then()
         self._keep_all()
 
     def _next(self) -> Waiting | None:
-        """The oldest event, when there is one; None if it is time to leave."""
-        with self._bell:
-            while not self._queue and self._leave_by is None:
-                self._bell.wait()
-            if not self._queue or self._is_over():
-                return None
-            self._current = self._take(next(iter(self._queue)))
-            return self._current
+        """An event, when it is time for one; None if it is time to leave."""
+        while True:
+            with self._bell:
+                number, seconds = self._choice()
+                is_leaving = self._leave_by is not None
+                if is_leaving and (number is None or self._clock.monotonic() >= (self._leave_by or 0.0)):
+                    return None
+                if number is None and self._is_changed:  # the file must not wait for the next attempt
+                    seconds = min(seconds, self._kept_at + KEEP_SECONDS - self._clock.monotonic())
+                if number is None and seconds > 0:
+                    self._bell.wait(min(seconds, threading.TIMEOUT_MAX))
+                    continue
+                self._current = number
+                has_news = self._has_news
+            if number is None or has_news:
+                self._keep_all()
+            if number is not None:
+                return self._queue[number]
 
-    def _is_over(self) -> bool:
-        return self._has_given_up or (self._leave_by is not None and self._clock.monotonic() >= self._leave_by)
-
-    def _put_back(self, waiting: Waiting) -> None:
-        """In front of all others."""
-        self._count += 1
-        self._queue[self._count] = waiting
-        self._queue.move_to_end(self._count, last=False)
-        if waiting.what == "updated":
-            self._updates[self._count] = None
-            self._updates.move_to_end(self._count, last=False)
-        self._bytes += len(waiting.payload)
-
-    def _attempt(self, waiting: Waiting) -> tuple[str, float | None, str]:
-        """What has become of it, empty if it is to be tried again; when the server wants that; and why."""
+    def _attempt(self, waiting: Waiting) -> Outcome:
         try:
             answer = self._poster.post(waiting.payload, self._headers_of(waiting))
         except PostError as error:
-            return "", None, str(error)
+            return Outcome("", str(error))
         status = answer.status
         reason = f"it answered {status}"
         if 200 <= status < 300:
-            return "delivered", None, ""
+            return Outcome("delivered")
         if status >= 500 or status in AGAIN:
-            return "", answer.retry_after_seconds, reason
-        return "refused", None, reason + (", a redirect, which is not followed" if 300 <= status < 400 else "")
+            return Outcome("", reason, answer.retry_after_seconds, status in OVERLOADED)
+        return Outcome("refused", reason + (", a redirect, which is not followed" if 300 <= status < 400 else ""))
+
+    def _has_answered(self, waiting: Waiting, result: str) -> None:
+        """The server is well."""
+        had_failed = self._resting.pop(waiting.alarm, None) is not None
+        if result == "delivered" and (had_failed or len(self._failing) > 1):
+            event(log, logging.INFO, "the webhook delivers again", to=self._poster.origin)
+        self._failing.clear()
+
+    def _has_failed(self, waiting: Waiting, reason: str, wanted_seconds: float | None, is_of_server: bool) -> None:
+        """Its alarm rests; and all do, if it is not the only one that fails, or if the server has said so."""
+        now, alarm = self._clock.monotonic(), waiting.alarm
+        failures = self._resting[alarm].failures + 1 if alarm in self._resting else 1
+        seconds = self._pause_seconds(failures, wanted_seconds)
+        with self._bell:
+            there = {each.alarm for each in self._queue.values()}
+        self._resting = {each: rest for each, rest in self._resting.items() if each in there}
+        self._resting[alarm] = Rest(failures, now + seconds)
+        self._failing = (self._failing & there) | {alarm}
+        if is_of_server and wanted_seconds is not None:
+            self._paused_until = now + seconds
+        elif len(self._failing) > 1:
+            self._paused_until = now + self._pause_seconds(len(self._failing) - 1, None)
+        self._sparing.event(
+            logging.WARNING, "the webhook does not deliver", per=reason, reason=reason, to=self._poster.origin,
+            id=waiting.key, next_attempt_seconds=round(seconds, 1), waiting=self.queued(),
+        )  # fmt: skip
 
     def _headers_of(self, waiting: Waiting) -> dict[str, str]:
         headers = {**self._headers, "Idempotency-Key": f'"{waiting.key}"', "Streamer-Event": waiting.what}
@@ -275,23 +352,6 @@ class Webhook:
         seconds = min(doubled, self._longest_pause_seconds) * (0.5 + 0.5 * self._jitter())
         return max(seconds, min(wanted_seconds or 0.0, LONGEST_RETRY_AFTER_SECONDS))
 
-    def _pause(self, seconds: float, reason: str) -> None:
-        """Until the next attempt; when it is time to leave there is no other."""
-        self._sparing.event(
-            logging.WARNING, "the webhook does not deliver", per=reason, reason=reason, to=self._poster.origin,
-            next_attempt_seconds=round(seconds, 1), waiting=self.queued(),
-        )  # fmt: skip
-        until = self._clock.monotonic() + seconds
-        while self._leave_by is None and (rest_seconds := until - self._clock.monotonic()) > 0:
-            with self._bell:
-                if self._is_changed:  # the file must not wait for the next attempt
-                    rest_seconds = min(rest_seconds, self._kept_at + KEEP_SECONDS - self._clock.monotonic())
-                if self._leave_by is None and rest_seconds > 0:
-                    self._bell.wait(rest_seconds)
-                    continue
-            self._keep_all()
-        self._has_given_up = self._leave_by is not None
-
     # --- The file ---
 
     def _keep_now_and_then(self) -> None:
@@ -299,14 +359,13 @@ class Webhook:
             self._keep_all()
 
     def _keep_all(self) -> None:
-        """What waits, the one that is on its way first."""
+        """What waits, in the order in which it came."""
         with self._bell:
             if not self._is_changed:
                 return
             self._is_changed = self._has_news = False
-            current = [] if self._current is None else [self._current]
-            events = [*current, *self._queue.values()]
-        self._kept_at = self._clock.monotonic()
+            now = self._kept_at = self._clock.monotonic()
+            events = [Kept(each.key, each.what, each.payload, now - each.since) for each in self._queue.values()]
         try:
             self._keep(msgspec.json.encode(events))
         except OSError as error:  # it delivers all the same
@@ -330,9 +389,9 @@ def _key(secret: str) -> bytes:
     return secret.encode()
 
 
-def _events(kept: bytes | None) -> list[Waiting]:
+def _events(kept: bytes | None) -> list[Kept]:
     """None if the file is not as we write it."""
     try:
-        return msgspec.json.decode(kept or b"[]", type=list[Waiting])
+        return msgspec.json.decode(kept or b"[]", type=list[Kept])
     except (msgspec.DecodeError, UnicodeDecodeError):
         return []

@@ -6,8 +6,6 @@ larger pieces of news, and nothing is kept for it.
 
 from __future__ import annotations
 
-import hashlib
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamer.looks import Look, SeriesState, look
+from streamer.names import name_of
 from streamer.readings import Float64
 from streamer.shard import Shard
 
@@ -30,9 +29,6 @@ T = TypeVar("T")
 LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 3.0  # an idle engine answers within one
 CHUNK = 1024  # series an event: 1 ms of encoding, then the engine can have the interpreter again
-NAME_BYTES = 512  # of a key that is shown in a list, in UTF-8; a topic can have 64 KiB
-
-_DIGEST = re.compile(r"~[0-9a-f]{16}\Z")
 
 
 class Ask(Protocol):
@@ -159,6 +155,10 @@ class Board:
             shown: dict[str, object] = msgspec.to_builtins(vitals)
             return shown | self._rates
 
+    def now(self) -> float:
+        """Epoch seconds of the daemon's clock."""
+        return self._vitals().now
+
     def question(self, question: Callable[[Shard], T]) -> T:
         """Asks the engine for something else. Raises NoAnswerError."""
         try:
@@ -171,7 +171,7 @@ class Board:
         other until none is left for the health check, nor find a heap of questions afterwards."""
         if self._waiting is None:
             before = self._sight.look if self._sight is not None else None
-            self._waiting = self._ask(partial(look, before=before))
+            self._waiting = self._ask(partial(look, before=before, now=self.now()))
             self._asked_at = time.monotonic()  # not the clock of the data: this is waited for
         try:
             found = self._waiting.result(max(self._asked_at + ANSWER_SECONDS - time.monotonic(), 0.0))
@@ -203,19 +203,6 @@ class Board:
         return Sight(number, found, names, changed, named, self.health())
 
 
-def name_of(key: str) -> str:
-    """A series key as lists show it and paths have it; no two keys have one name.
-
-    What is too long, or cannot be said in UTF-8, ends in a digest of the whole, and so does what looks like it.
-    """
-    raw = key.encode(errors="surrogatepass")
-    if len(raw) <= NAME_BYTES and not _DIGEST.search(key) and _is_unicode(key):
-        return key
-    digest = "~" + hashlib.sha256(raw).hexdigest()[:16]
-    clean = key.encode(errors="replace")
-    return clean[: NAME_BYTES - len(digest)].decode(errors="ignore") + digest
-
-
 def whole(key: str) -> str:
     """The key in full, as JSON can say it."""
     return key.encode(errors="replace").decode()
@@ -244,11 +231,3 @@ def state_name(state: int) -> str:
 def _same(one: Float64, other: Float64) -> NDArray[np.bool_]:
     is_same: NDArray[np.bool_] = (one == other) | (np.isnan(one) & np.isnan(other))
     return is_same
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

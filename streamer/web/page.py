@@ -16,11 +16,12 @@ import numpy as np
 
 from streamer.answers import Answer, Request, Stream
 from streamer.looks import SeriesState, state_of
+from streamer.names import name_of
 from streamer.outbox import field_of, topic_of
 from streamer.readings import Alarm, Float64
 from streamer.shard import Shard
 from streamer.traces import COLUMNS, Part, Traces
-from streamer.web.board import Ask, Board, NoAnswerError, Sight, Vitals, name_of, short, state_name, whole
+from streamer.web.board import Ask, Board, NoAnswerError, Sight, Vitals, short, state_name, whole
 from streamer.web.files import Files
 
 JSON = "application/json"
@@ -133,7 +134,8 @@ class Page:
             return None
         run, _, serial = query.get("trace", [""])[0].partition("-")
         follows = (_number(serial), _number(query.get("after", [""])[0])) if run == self._run else (-1, -1)
-        found = self._board.question(partial(self._follow, key=key, serial=follows[0], number=follows[1]))
+        now = self._board.now()
+        found = self._board.question(partial(self._follow, key=key, serial=follows[0], number=follows[1], now=now))
         if found is None:
             return None
         part, state, latest = found
@@ -153,13 +155,15 @@ class Page:
             }
         )
 
-    def _follow(self, shard: Shard, *, key: str, serial: int, number: int) -> tuple[Part, SeriesState, Float64] | None:
+    def _follow(
+        self, shard: Shard, *, key: str, serial: int, number: int, now: float
+    ) -> tuple[Part, SeriesState, Float64] | None:
         """In the engine's thread."""
         part = self._traces.follow(shard, key, self._monotonic(), serial, number)
         slot = shard.registry.find(key)
         if part is None or slot is None:
             return None
-        return part, state_of(shard, slot), shard.detector.latest[slot].copy()
+        return part, state_of(shard, slot, now), shard.detector.latest[slot].copy()
 
     def _alarm_lists(self) -> bytes:
         """As JSON; made anew when there is something new."""

@@ -66,7 +66,7 @@ def measure(directory: Path, series: int) -> dict[str, float]:
     def timed_sync() -> int:
         started = time.perf_counter()
         result = sync()
-        syncs["without" if app._wait_for_write(0) else "written"].append(time.perf_counter() - started)
+        syncs["without" if app._saving.wait(0) else "written"].append(time.perf_counter() - started)
         return result
 
     engine._saved_at = np.inf  # not yet
@@ -77,12 +77,12 @@ def measure(directory: Path, series: int) -> dict[str, float]:
     app._journal.sync = timed_sync  # type: ignore[method-assign]
     turns: dict[str, list[float]] = defaultdict(list)
     engine._saved_at = -np.inf
-    while len(app._positions) < 2 or len(turns["without"]) < 200:
+    while len(app._saving._positions) < 2 or len(turns["without"]) < 200:
         started = time.perf_counter()
         turn(TURN_MESSAGES)
-        phase = "without" if app._wait_for_write(0) else "written"
+        phase = "without" if app._saving.wait(0) else "written"
         turns["copied" if engine._saving is not None else phase].append(time.perf_counter() - started)
-    app._wait_for_write(60.0)
+    app._saving.wait(60.0)
     figures = {"series": float(series), "pause_ms": 1e3 * max(pauses), "pieces": float(len(turns["copied"]))}
     figures["pause_cpu_ms"] = 1e3 * max(busy)
     for phase, seconds in syncs.items():

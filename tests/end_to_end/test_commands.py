@@ -56,7 +56,7 @@ def test_a_command_by_file_outlives_a_kill_right_behind_its_result(mosquitto: St
         daemon.wait_ready()
         assert daemon.numbers()["series_paused", ""] == 1
         assert not json.loads((requests / "left.result.json").read_text())["done"]
-        done = ask(tmp_path, "resume", "plant/1#temperature")
+        done = ask(tmp_path, "resume", "plant/1%23temperature")  # as in a topic
         assert (done.returncode, done.stdout.split(":")[0]) == (0, "1 series resumed")
         done = ask(tmp_path, "mark-normal", "plant/1#temperature")
         daemon.process.kill()

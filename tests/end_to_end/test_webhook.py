@@ -14,6 +14,7 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from tests.conftest import StartBroker
 from tests.end_to_end.daemon import SECONDS, Daemon, client, message, running
+from tests.end_to_end.strace import hanging, kill_in_delay
 from tests.end_to_end.test_daemon import course
 from tests.servers import HOST, free_port
 from tests.sinks.receiving import Receiver, drip, misbehaving, receiving
@@ -114,6 +115,45 @@ def test_a_server_that_hangs_keeps_neither_the_scores_nor_the_end_waiting(
             assert daemon.stop() == 0
     waiting = json.loads((tmp_path / "state" / "webhook.json").read_bytes())
     assert [each["what"] for each in waiting][:1] == ["opened"]
+
+
+def test_an_alarm_that_the_server_never_takes_holds_up_no_other(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """It fails on the first for ever; the second, of another sensor, arrives all the same."""
+    broker = mosquitto()
+    with receiving() as receiver:
+        receiver.will_answer(500)
+        url = f"webhook.url=http://{HOST}:{receiver.port}/"
+        with running(broker.port, tmp_path, url) as daemon, client(broker) as peer:
+            daemon.wait_ready()
+            calm(daemon, peer)
+            for k, value in enumerate(course(CALM)):
+                peer.publish("plant/mill", message(k, value), qos=1)
+            daemon.wait_settled(2 * CALM)
+            fault(peer)
+            poisoned = json.loads(opened(receiver))["id"]
+            receiver.always[f"{poisoned}-opened"] = 500
+            peer.publish("plant/mill", message(CALM, 600.0), qos=1)
+            wait_until(lambda: daemon.numbers()["webhook_total", "delivered"] >= 1, SECONDS, "the other alarm")
+            assert daemon.numbers()["webhook_queued", ""] == 1
+            assert daemon.stop() == 0
+    assert {each.partition("-")[0] for each in receiver.order()} > {poisoned}
+    waiting = json.loads((tmp_path / "state" / "webhook.json").read_bytes())
+    assert [each["key"] for each in waiting] == [f"{poisoned}-opened"]
+
+
+def test_a_disk_that_hangs_does_not_hold_up_an_alarm(mosquitto: StartBroker, tmp_path: Path) -> None:
+    """What waits for the server is synced; when that does not return, the event goes out without."""
+    broker = mosquitto()
+    with receiving() as receiver:
+        url = f"webhook.url=http://{HOST}:{receiver.port}/"
+        with running(broker.port, tmp_path, url) as daemon, client(broker) as peer:
+            daemon.wait_ready()
+            calm(daemon, peer)
+            with hanging(daemon.process, "fsync"):
+                fault(peer)
+                assert json.loads(opened(receiver))["event"] == "opened"
+                daemon.wait_log("the disk has not answered")
+                kill_in_delay(daemon.process)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ def test_json() -> None:
     found = explain(Decoder(), "t", b"21.5", ARRIVAL)
     assert msgspec.json.decode(msgspec.json.encode(found)) == {
         "topic": "t",
+        "taken": True,
+        "subscribed": True,
         "wanted": True,
         "rule": None,
         "levels": {},
@@ -64,16 +66,31 @@ def test_fields_that_are_no_series_are_named() -> None:
 )
 def test_advice_fits_the_payload(payload: bytes, said: str) -> None:
     """It names what would help."""
-    assert said in (explain(Decoder(), "t", payload, ARRIVAL).advice or "")
+    found = explain(Decoder(), "t", payload, ARRIVAL)
+    assert said in (found.advice or "")
+    assert found.taken == bool(found.readings)
 
 
 def test_unwanted_topics_say_so() -> None:
     """How it would be read is shown all the same."""
     found = explain(Decoder(exclude=("t",)), "t", b"1", ARRIVAL)
     assert not found.wanted
+    assert not found.taken
     assert found.readings
     assert "wanted    no" in found.text()
     assert "exclude" in (found.advice or "")
+
+
+def test_a_topic_that_is_not_subscribed_to_says_so() -> None:
+    """How it would be read is shown all the same, and which filters there are."""
+    found = explain(Decoder(), "t", b"1", ARRIVAL, filters=("plant/#", "lab/+"))
+    assert not found.subscribed
+    assert not found.taken
+    assert "t = 1.0" in found.text()
+    assert "heard     no" in found.text()
+    assert "never see it: mqtt.subscribe is plant/#, lab/+" in (found.advice or "")
+    assert "begin with $" in (explain(Decoder(), "$SYS/load", b"1", ARRIVAL).advice or "")
+    assert explain(Decoder(), "lab/x", b"1", ARRIVAL, filters=("plant/#", "lab/+")).taken
 
 
 def test_a_topic_of_any_characters_can_be_shown() -> None:
@@ -89,6 +106,9 @@ def test_a_time_that_run_would_reject_is_said() -> None:
     """Tasmota's local time, read as UTC by a daemon west of the plug."""
     payload = b'{"Time":"2026-03-01T13:00:00","T":21}'
     arrival = 1_772_366_400.0  # 2026-03-01T12:00:00Z
-    assert "3600 seconds ahead" in (explain(Decoder(), "t", payload, arrival, 300.0).advice or "")
+    found = explain(Decoder(), "t", payload, arrival, 300.0)
+    assert "3600 seconds ahead" in (found.advice or "")
+    assert not found.taken
+    assert explain(Decoder(), "t", payload, arrival, 7200.0).taken
     assert explain(Decoder(), "t", payload, arrival, 7200.0).advice is None
     assert explain(Decoder(time_zone="Europe/Berlin"), "t", payload, arrival, 300.0).advice is None

@@ -39,7 +39,7 @@ class Site:
     def stop(self) -> None:
         assert self.app._retraining is not None
         self.app._retraining.stop()
-        self.app._wait_for_write(60.0)
+        self.app._saving.wait(60.0)
         self.app._journal.close()
         self.app._directory.close()
         self.app.link.stop(0.0)

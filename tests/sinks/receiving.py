@@ -30,6 +30,8 @@ class Receiver:
     port: int = 0
     posted: list[Posted] = field(default_factory=list)
     answers: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    always: dict[str, int] = field(default_factory=dict)
+    """by the event's name: what is answered to it before any of these"""
     may_answer: threading.Event = field(default_factory=threading.Event)
     """cleared it keeps everybody waiting"""
 
@@ -51,7 +53,9 @@ def receiving(tls: Certificates | None = None, port: int = 0, host: str = HOST) 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             found.posted.append(Posted(self.path, dict(self.headers), body))
-            status, headers = found.answers.pop(0) if found.answers else (204, {})
+            name = self.headers.get("Idempotency-Key", "").strip('"')
+            usual = (found.always.get(name, 204), dict[str, str]())
+            status, headers = found.answers.pop(0) if found.answers and name not in found.always else usual
             found.may_answer.wait(20)
             with contextlib.suppress(OSError):
                 self.send_response(status)

@@ -18,11 +18,13 @@ import pytest
 
 from streamer.answers import Request
 from streamer.http import Limits, Server
+from streamer.looks import SeriesState
 from streamer.metrics import FAMILIES
+from streamer.names import NAME_BYTES
 from streamer.shard import Shard
 from streamer.web import Page, Vitals
 from streamer.web import board as boards
-from streamer.web.board import CHUNK, NAME_BYTES, name_of, short
+from streamer.web.board import CHUNK, short
 from tests.servers import HOST
 from tests.streams import noise, shipped_weights
 from tests.test_engine import Bench
@@ -332,13 +334,6 @@ def test_any_name_is_listed_and_can_be_asked_for(site: Site, key: str) -> None:
         assert site.get(f"/api/series/{urllib.parse.quote(name, safe='')}")["key"] == found["key"]
 
 
-def test_no_two_keys_have_one_name() -> None:
-    """Not those that are cut, not those that cannot be said, not one that is made to look like another's name."""
-    long = ["x" * 600, "x" * 601, "x" * 600 + "y", "\ud800", "\udfff", "?"]
-    keys = [*long, *(name_of(key) for key in long if name_of(key) != key)]
-    assert len({name_of(key) for key in keys}) == len(keys)
-
-
 # --- Events ---
 
 
@@ -439,7 +434,7 @@ def test_a_slot_that_goes_to_another_series_is_told_with_its_new_name(site: Site
         site.bench.shard.evict(np.array([0]), 0.0)
     site.look_again()
     gone = list(board.sight().news(before.number))
-    assert [each["state"] for each in gone] == [[6]]
+    assert [each["state"] for each in gone] == [[SeriesState.GONE]]
     site.report("b", [2.0])
     site.look_again()
     (news,) = board.sight().news(before.number)
