@@ -111,6 +111,10 @@ class Statistics:
             week_visits=np.zeros((capacity, WEEK_BUCKETS), np.uint8),
         )
 
+    def gather(self, slots: Slots) -> tuple[Float64, Float32]:
+        """Copies of `wide` and `narrow`, column by column in memory."""
+        return np.asfortranarray(self.wide.take(slots, axis=0)), np.asfortranarray(self.narrow.take(slots, axis=0))
+
     def reset(self, slots: Slots) -> None:
         """Forget these series."""
         for column in fields(self):
@@ -160,7 +164,7 @@ def _scale(narrow: Float32, location: Float64) -> Float64:
 
 def look(statistics: Statistics, slots: Slots, time: Float64) -> Look:
     """The inputs for readings of `slots` (unique) that have come at `time`."""
-    wide, narrow = statistics.wide[slots], statistics.narrow[slots]
+    wide, narrow = statistics.gather(slots)
     count = narrow[:, Narrow.COUNT]
     location = wide[:, Wide.LOCATION]
     scale = _scale(narrow, location)
@@ -210,7 +214,7 @@ def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, n
     location, scale, step, seasons, repeats and count follow normal ones. A series' first reading always teaches, and so
     does the first change of a series that has held one value: without it there is no scale to judge by.
     """
-    wide, narrow = statistics.wide[slots], statistics.narrow[slots]
+    wide, narrow = statistics.gather(slots)
     first = narrow[:, Narrow.COUNT] == 0
     normal = normal | first
     count = narrow[:, Narrow.COUNT] + normal

@@ -102,10 +102,10 @@ class Forecasters:
 
     def forecast(self, slots: Slots, look: features.Look, lstm: Float32) -> Standing:
         """The baseline beside the LSTM's quantiles `(n, 3)` in y; changes nothing."""
-        rows, inputs, previous = self.rows[slots], look.inputs, look.previous
+        rows, inputs, previous = np.asfortranarray(self.rows[slots]), look.inputs, look.previous
         unit = np.exp(inputs[:, ROUGHNESS])
         usual, known = inputs[:, DAY_VALUE], inputs[:, DAY_KNOWN]
-        said = np.empty((len(slots), MISSED.stop), np.float32)
+        said = np.empty((len(slots), MISSED.stop), np.float32, order="F")
         said[:, Column.PREVIOUS] = previous
         said[:, Column.SHIFTED] = previous + known * (usual + inputs[:, DAY_RESIDUAL] - previous)
         said[:, Column.USUAL] = known * usual
@@ -121,7 +121,7 @@ class Forecasters:
 
     def learn(self, slots: Slots, missed: Float32, normal: Bool) -> None:
         """Takes in what was missed `(n, 5)`, and says anew who is in charge where a reading is `normal` `(n,)`."""
-        rows = self.rows[slots]
+        rows = np.asfortranarray(self.rows[slots])
         means, counts = rows[:, MISSED], rows[:, COUNTS]
         counts[:, 0] += 1
         counts[:, 1] += normal
