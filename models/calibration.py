@@ -311,10 +311,9 @@ def _above(counts: NDArray[np.uint16], bins: NDArray[np.intp]) -> Float32:
 
 def _bins(views: Float32) -> tuple[NDArray[np.intp], Float32]:
     """The bin of each view and how far in it the view lies, 0 to 1."""
-    position: Float32 = views.clip(0, MOST_VIEW) / BIN_WIDTH
+    position = views.clip(0, MOST_VIEW) / BIN_WIDTH
     bins = np.floor(position)
-    place: Float32 = position - bins
-    return bins.astype(np.intp), place
+    return bins.astype(np.intp), (position - bins).astype(np.float32, copy=False)
 
 
 def strictness(budget_per_month: float, interval_seconds: Float64) -> Float64:
