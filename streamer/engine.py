@@ -404,7 +404,10 @@ class Engine:
             raise
 
     def _take(self, limit: int) -> list[Message]:
-        """What waits; a sync begins no sooner than `commit_seconds` after the one before, so that messages gather."""
+        """What waits; a sync begins no sooner than `commit_seconds` after the one before began: messages gather.
+
+        Meanwhile the one before ends, and what came with it is scored: only what is left of the time is waited for.
+        """
         if self._safekeeping.is_full:
             self._leaving.wait(RETRY_SECONDS)
             return []
@@ -522,8 +525,8 @@ class Engine:
 
     def _commit(self, messages: Sequence[Message], started: float) -> None:
         """Append, fdatasync, PUBACK: only what is safe is acknowledged."""
-        self._safekeeping.commit(messages, started)
         self._committed_at = self._clock.monotonic()
+        self._safekeeping.commit(messages, started)
         trouble = self.journal_trouble()
         if trouble is not None:
             self._sparing.event(logging.ERROR, "nothing is acknowledged", per="journal", reason=trouble)
