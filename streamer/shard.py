@@ -238,8 +238,9 @@ class Shard:
         """
         slots, last = np.unique(batch.slot[::-1].astype(np.intp), return_index=True)
         self.detector.show_value(slots, batch.value[::-1][last])
-        if arrivals is not None:
-            self.cadence.hear(slots, arrivals[::-1][last])
+        if arrivals is not None:  # one by one: how long nothing was heard must not go by how the stream was cut
+            for rows in waves(batch.slot):
+                self.cadence.hear(batch.slot[rows].astype(np.intp), arrivals[rows])
 
     def _observe(self, slots: NDArray[np.intp], elapsed: Float64, arrival: Float64) -> None:
         """`slots` (unique) have reported in order, `elapsed` seconds of event time after their last reading."""
