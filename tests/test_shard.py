@@ -90,11 +90,11 @@ def test_who_is_not_looked_for_is_not_overdue(seed: int) -> None:
         slots, what = np.flatnonzero(rng.random(5) < 0.4), int(rng.integers(40))
         for shard, changes in zip(shards, told, strict=True):
             if what < 3:
-                changes += shard.process(batch(slots, now, np.full(len(slots), 20.0)), now).changes
+                changes.extend(shard.process(batch(slots, now, np.full(len(slots), 20.0)), now).changes)
             elif what == 3:
-                changes += shard.hear(slots, np.full(len(slots), now))
+                changes.extend(shard.hear(slots, np.full(len(slots), now)))
             elif what == 4:
-                changes += shard.pause(slots, now)
+                changes.extend(shard.pause(slots, now))
             elif what == 5:
                 shard.resume(slots, now)
             elif what == 6:
@@ -102,7 +102,7 @@ def test_who_is_not_looked_for_is_not_overdue(seed: int) -> None:
             skipped += shard._none_due[0] <= now <= shard._none_due[1]
             if shard is shards[1]:
                 shard._none_due = NEVER
-            changes += shard.find_silent(now)
+            changes.extend(shard.find_silent(now))
         assert [(c.what, c.alarm) for c in told[0]] == [(c.what, c.alarm) for c in told[1]]
     assert any(change.alarm.kind == "silent" for change in told[0])
     assert skipped > 100
