@@ -57,6 +57,8 @@ YOUNG = 20.0  # readings: below about this age the tail of `distance` is widened
 
 BINS, BIN_WIDTH = 128, 0.1  # of the histogram: to 12.8, where a view is 180,000 scales
 GROUP = 16  # bins whose sum is kept as well: a rank adds up 8 sums and 16 bins, not 128 bins
+GROUPS = BINS // GROUP
+ABOVE = np.triu(np.ones((GROUP, GROUP), np.uint16), 1)  # in row b: 1 for each that is above b
 REMEMBERED = 8000  # readings: a full histogram is halved, so that the last 4,000 to 8,000 count
 MOST_VIEW = (BINS - 0.5) * BIN_WIDTH  # a view with a limit has it mid in a bin: there it is among its like
 RECORD_FADES = 1 / 32_000  # a reading
@@ -125,7 +127,7 @@ class Calibration:
         return cls(
             np.zeros((capacity, WIDTH), np.float32),
             np.zeros((*counts, BINS), np.uint16),
-            np.zeros((*counts, BINS // GROUP), np.uint16),
+            np.zeros((*counts, GROUPS), np.uint16),
         )
 
     def reset(self, slots: Slots) -> None:
@@ -178,10 +180,7 @@ class Calibration:
     def _rarity(self, rows: Float32, slots: Slots, views: Float32, strict: Float64) -> Float32:
         asked, ranked = strict.astype(np.float32)[:, None], rows[:, Column.RANKED, None]
         bins, place = _bins(views)
-        cells, groups = _cells(slots), bins // GROUP
-        nearby = self.histogram.reshape(-1, GROUP).take(cells * (BINS // GROUP) + groups, axis=0)
-        here = self.histogram.reshape(-1).take(cells * BINS + bins).astype(np.float32)
-        above = _above(self.sums.take(slots, axis=0), groups) + _above(nearby, bins % GROUP)
+        here, above = self._count(slots, bins)
         rank = -np.log10((above + here * (1 - place) + 0.5) / (ranked + 1))
         youth = YOUTH_SHARE * np.log10((REMEMBERED + YOUTH) / np.minimum(ranked + YOUTH, REMEMBERED + YOUTH))
         threshold, record = rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.RECORD : Column.ANCHOR]
@@ -202,6 +201,16 @@ class Calibration:
         trust = np.clip((asked - np.log10(ranked + 1) - SHOWN) / (UNSHOWN - SHOWN), 0, 1)
         result: Float32 = np.maximum(cautious + trust * np.maximum(plain - cautious, 0), 0)
         return result
+
+    def _count(self, slots: Slots, bins: NDArray[np.intp]) -> tuple[Float32, Float32]:
+        """How many readings each view `(n, views)` has in its bin, and how many in those above."""
+        cells, groups, within = _cells(slots), *np.divmod(bins.T, GROUP)
+        here = self.histogram.reshape(-1).take(cells * BINS + bins.T)
+        nearby = self.histogram.reshape(-1, GROUP).take(cells * GROUPS + groups, axis=0)
+        above = np.einsum("vnb,vnb->vn", nearby, ABOVE.take(within, axis=0))  # in 16 bits: REMEMBERED is less
+        sums = self.sums.reshape(-1, GROUPS).take(cells, axis=0)
+        above += np.einsum("vnb,vnb->vn", sums, ABOVE[:GROUPS, :GROUPS].take(groups, axis=0))
+        return here.T.astype(np.float32), above.T.astype(np.float32)
 
     def learn(self, slots: Slots, views: Float32, normal: NDArray[np.bool_]) -> None:
         """Takes views `(n, len(VIEWS))` in; where a reading is not `normal` `(n,)`, the old normal stays as it is."""
@@ -226,12 +235,12 @@ class Calibration:
         rows[:, Column.SMOOTH : WIDTH] = views
         rows[:, Column.RANKED] += 1
         cells, (bins, _) = _cells(slots), _bins(views)
-        self.histogram.reshape(-1)[cells * BINS + bins] += 1
-        self.sums.reshape(-1)[cells * (BINS // GROUP) + bins // GROUP] += 1
+        self.histogram.reshape(-1)[cells * BINS + bins.T] += 1
+        self.sums.reshape(-1)[cells * GROUPS + bins.T // GROUP] += 1
         self.rows[slots] = rows
         self._halve(slots[rows[:, Column.RANKED] >= REMEMBERED])
         anchor = rows[:, Column.ANCHOR : Column.SMOOTH]  # what lies in its bin, or below, does not move it
-        self._anchor(cells[(bins.astype(np.float32) * BIN_WIDTH > anchor) | (anchor == 0)])
+        self._anchor(cells[((bins.astype(np.float32) * BIN_WIDTH > anchor) | (anchor == 0)).T])
 
     def _halve(self, slots: Slots) -> None:
         """Every other reading is forgotten, counted from the largest of each view on."""
@@ -298,15 +307,8 @@ def _distance(rows: Float32, views: Float32) -> Float32:
 
 
 def _cells(slots: Slots) -> Slots:
-    """(n, views): which row each view of a series has, where each has one."""
-    return slots[:, None] * len(VIEWS) + np.arange(len(VIEWS))
-
-
-def _above(counts: NDArray[np.uint16], bins: NDArray[np.intp]) -> Float32:
-    """How many of the counts `(n, views, m)` are of a higher bin than that of each view `(n, views)`."""
-    is_above = np.arange(counts.shape[2], dtype=np.int8) > bins.astype(np.int8)[:, :, None]
-    above: Float32 = np.einsum("nvb,nvb->nv", counts, is_above.view(np.uint8)).astype(np.float32)  # REMEMBERED: 16 bits
-    return above
+    """(views, n): which row each view of a series has, where each has one."""
+    return slots * len(VIEWS) + np.arange(len(VIEWS))[:, None]
 
 
 def _bins(views: Float32) -> tuple[NDArray[np.intp], Float32]:

@@ -292,13 +292,11 @@ def test_the_sums_are_those_of_the_histogram() -> None:
 def test_a_rank_counts_all_that_lies_above(seed: int, readings: int, size: list[float]) -> None:
     """By the sums and the bins nearby, as by all bins: the readable way, which this is held to."""
     tails, views = taught(seed, readings), np.array([size], np.float32)
-    position = np.minimum(views[0], calibration.MOST_VIEW) / calibration.BIN_WIDTH
-    bins = position.astype(int)
-    above = [int(tails.histogram[0, view, bins[view] + 1 :].sum()) for view in range(len(VIEWS))]
-    groups = bins[None] // calibration.GROUP
-    by_sums = calibration._above(tails.sums, groups)
-    nearby = tails.histogram.reshape(1, len(VIEWS), -1, calibration.GROUP)[:, np.arange(len(VIEWS)), groups[0]]
-    assert (by_sums + calibration._above(nearby, bins[None] % calibration.GROUP))[0].tolist() == above
+    bins = (np.minimum(views, calibration.MOST_VIEW) / calibration.BIN_WIDTH).astype(int)
+    here, above = tails._count(ONE, bins)
+    for view, k in enumerate(bins[0].tolist()):
+        assert here[0, view] == tails.histogram[0, view, k]
+        assert above[0, view] == tails.histogram[0, view, k + 1 :].sum()
 
 
 def test_a_judgement_is_its_three_parts() -> None:
