@@ -198,7 +198,8 @@ class Calibration:
         above_anchor = further / np.maximum(width, observed)
         plain = np.where(above_anchor > 0, at_anchor + above_anchor, 0)
 
-        trust = np.clip((asked - np.log10(ranked + 1) - SHOWN) / (UNSHOWN - SHOWN), 0, 1)
+        beyond = (asked - np.log10(ranked + 1) - SHOWN) / (UNSHOWN - SHOWN)
+        trust = np.minimum(np.maximum(beyond, 0), 1)
         result: Float32 = np.maximum(cautious + trust * np.maximum(plain - cautious, 0), 0)
         return result
 
@@ -221,8 +222,8 @@ class Calibration:
         count, teaches = rows[:, Column.COUNT, None], normal[:, None]
         over = views > threshold
         width = np.maximum(excess, LEAST_EXCESS)
-        rate = np.clip(10.0 / (count + 10.0), SLOWEST_THRESHOLD_RATE, 1.0)
-        size = np.clip(views - threshold, 0.0, MOST_EXCESSES * width)
+        rate = np.maximum(10.0 / (count + 10.0), SLOWEST_THRESHOLD_RATE)
+        size = np.minimum(np.maximum(views - threshold, 0.0), MOST_EXCESSES * width)
         excess_rate = np.maximum(1.0 / (TAIL_SHARE * count + PRIOR_WEIGHT), SLOWEST_EXCESS_RATE)
         moved = np.maximum(threshold + rate * width * (over - TAIL_SHARE), 0.05)
         rows[:, Column.EXCESS : Column.RECORD] = excess + (over & teaches) * excess_rate * (size - excess)

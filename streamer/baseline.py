@@ -116,7 +116,7 @@ class Forecasters:
         median = (weight * said[:, PLACES]).sum(axis=1) / weight.sum(axis=1)
         said[:, Column.BASELINE], said[:, Column.LSTM] = median, lstm[:, 1]
         half_width = np.arcsinh(np.maximum(HALF_WIDTH * rows[:, Column.BASELINE], LEAST_HALF_WIDTH) * unit)
-        band = median[:, None] + half_width[:, None] * SIDES
+        band = (median + SIDES[:, None] * half_width).T
         return Standing(said, np.where(rows[:, Column.LSTM_LEADS, None] > 0, lstm, band), unit)
 
     def learn(self, slots: Slots, missed: Float32, normal: Bool) -> None:

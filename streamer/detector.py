@@ -43,10 +43,9 @@ def waves(slot: NDArray[np.int32]) -> Iterator[NDArray[np.intp]]:
     is_first = np.ones(len(slot), np.bool_)
     is_first[1:] = ranked[1:] != ranked[:-1]
     start = np.flatnonzero(is_first)
-    lengths = np.diff(start, append=len(slot))
     occurrence = np.empty(len(slot), np.intp)
-    occurrence[order] = np.arange(len(slot)) - np.repeat(start, lengths)
-    for k in range(int(lengths.max(initial=0))):
+    occurrence[order] = np.arange(len(slot)) - start[np.cumsum(is_first) - 1]
+    for k in range(int(occurrence.max(initial=-1)) + 1):
         rows = np.flatnonzero(occurrence == k)
         yield from (rows[first : first + WAVE_ROWS] for first in range(0, len(rows), WAVE_ROWS))
 
