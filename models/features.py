@@ -283,6 +283,7 @@ def _learn_season(
     scale: Float64,
 ) -> None:
     """Averages the current bucket of day and week; folds it into the memory when the clock has left it."""
+    away, taught = np.arcsinh(deviation / scale), np.where(normal, deviation, 0.0)
     for values, visits, seconds, buckets, rate, bucket_at, sum_at, count_at, residual_at in (
         (
             statistics.day, statistics.day_visits, DAY_BUCKET_SECONDS, DAY_BUCKETS, DAY_RATE,
@@ -305,10 +306,10 @@ def _learn_season(
         narrow[left, sum_at] = 0
         narrow[left, count_at] = 0
         wide[:, bucket_at] = number
-        narrow[:, sum_at] += np.where(normal, deviation, 0.0)
+        narrow[:, sum_at] += taught
         narrow[:, count_at] += normal
         row = number.astype(np.int64) % buckets
         known = visits[slots, row] > 0
         usual = np.arcsinh(values[slots, row] / scale)
-        residual = np.minimum(np.maximum(np.arcsinh(deviation / scale) - usual, -Y_LIMIT), Y_LIMIT)
+        residual = np.minimum(np.maximum(away - usual, -Y_LIMIT), Y_LIMIT)
         narrow[:, residual_at] = np.where(known, residual, 0.0)
