@@ -19,8 +19,10 @@ score = log p / log p*, where p* is the tail probability that the operator's ala
 from __future__ import annotations
 
 import enum
+import math
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +42,9 @@ NAMES = (*VIEWS, "pattern")
 SMOOTHING = np.array([1.0, 1 / 3, 1 / 16], np.float32)  # weight of the newest reading in each view
 MOST_DRIFT = 3.05  # ten scales, of one reading in `drift`: else one wild reading would last for fifty; mid of a bin
 
+DECADE = math.log(10.0)  # Python's numbers leave an array in float32, numpy's own float64 do not
 TAIL_SHARE = 0.1
+AT_THRESHOLD = -math.log10(TAIL_SHARE)
 PRIOR_THRESHOLD = np.array([1.2, 1.5, 1.5], np.float32)
 PRIOR_EXCESS = np.array([0.30, 0.25, 0.25], np.float32)  # both: 90 % quantile, mean excess; held-out synthetic series
 LEAST_EXCESS = 0.05  # by eye: an all but deterministic series has a tail too
@@ -52,6 +56,9 @@ LEAST_DECADES = 0.7  # between the threshold and the anchor, when the curve of t
 YOUNG = 20.0  # readings: below about this age the tail of `distance` is widened
 
 BINS, BIN_WIDTH = 128, 0.1  # of the histogram: to 12.8, where a view is 180,000 scales
+GROUP = 16  # bins whose sum is kept as well: a rank adds up 8 sums and 16 bins, not 128 bins
+GROUPS = BINS // GROUP
+ABOVE = np.triu(np.ones((GROUP, GROUP), np.uint16), 1)  # in row b: 1 for each that is above b
 REMEMBERED = 8000  # readings: a full histogram is halved, so that the last 4,000 to 8,000 count
 MOST_VIEW = (BINS - 0.5) * BIN_WIDTH  # a view with a limit has it mid in a bin: there it is among its like
 RECORD_FADES = 1 / 32_000  # a reading
@@ -99,6 +106,14 @@ class Kept:
     """uint16 (views, BINS), zlib"""
 
 
+class Judged(NamedTuple):
+    """A wave, each `(n, len(VIEWS))`."""
+
+    views: Float32
+    rarity: Float32
+    distance: Float32
+
+
 @dataclass(slots=True)
 class Calibration:
     """What is known of each series' tails, one row a slot; a row of zeros is a new series."""
@@ -107,38 +122,51 @@ class Calibration:
     """(capacity, WIDTH)"""
     histogram: NDArray[np.uint16]
     """(capacity, views, BINS): readings by the size of each view"""
+    sums: NDArray[np.uint16]
+    """(capacity, views, BINS / GROUP): of each GROUP bins of the histogram, from which they follow"""
 
     @classmethod
     def allocate(cls, capacity: int) -> Calibration:
-        return cls(np.zeros((capacity, WIDTH), np.float32), np.zeros((capacity, len(VIEWS), BINS), np.uint16))
+        counts = (capacity, len(VIEWS))
+        return cls(
+            np.zeros((capacity, WIDTH), np.float32),
+            np.zeros((*counts, BINS), np.uint16),
+            np.zeros((*counts, GROUPS), np.uint16),
+        )
 
     def reset(self, slots: Slots) -> None:
         """Forget these series."""
         self.rows[slots] = 0
         self.histogram[slots] = 0
+        self.sums[slots] = 0
+
+    def add_up(self, rows: slice | Slots) -> None:
+        """The sums of these rows, whose histogram has been put there from elsewhere."""
+        grouped = self.histogram.reshape(*self.sums.shape, GROUP)
+        self.sums[rows] = grouped[rows].sum(axis=3, dtype=np.uint16)
 
     def _gather(self, slots: Slots) -> Float32:
-        rows = self.rows[slots]
+        """These rows, column by column in memory: an operation on three views is then three long ones, not n short."""
+        rows = np.asfortranarray(self.rows.take(slots, axis=0))
         new = rows[:, Column.COUNT] == 0
-        rows[new, Column.THRESHOLD : Column.EXCESS] = PRIOR_THRESHOLD
-        rows[new, Column.EXCESS : Column.RECORD] = PRIOR_EXCESS
+        if new.any():
+            rows[new, Column.THRESHOLD : Column.EXCESS] = PRIOR_THRESHOLD
+            rows[new, Column.EXCESS : Column.RECORD] = PRIOR_EXCESS
         return rows
+
+    def judge(self, slots: Slots, raw: Float32, strict: Float64) -> Judged:
+        """`smooth`, `rarity` and `distance` by one look at the rows."""
+        rows = self._gather(slots)
+        views = _smooth(rows, raw)
+        return Judged(views, self._rarity(rows, slots, views, strict), _distance(rows, views))
 
     def smooth(self, slots: Slots, raw: Float32) -> Float32:
         """The views `(n, len(VIEWS))` from those of the reading alone; changes nothing."""
-        before = self.rows[slots, Column.SMOOTH : WIDTH]
-        views: Float32 = before + SMOOTHING * (raw - before)
-        return views
+        return _smooth(self._gather(slots), raw)
 
     def distance(self, slots: Slots, views: Float32) -> Float32:
         """-log10 of the tail probability of each view `(n, len(VIEWS))` in the series' old normal."""
-        rows = self._gather(slots)
-        threshold, excess = rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.EXCESS : Column.RECORD]
-        young = 1.0 + YOUNG / (rows[:, Column.COUNT, None] + 1.0)
-        at_threshold = -np.log10(TAIL_SHARE)
-        beyond = at_threshold + (views - threshold) / (np.maximum(excess, LEAST_EXCESS) * young * np.log(10.0))
-        result: Float32 = np.where(views > threshold, beyond, at_threshold * views / threshold).astype(np.float32)
-        return result
+        return _distance(self._gather(slots), views)
 
     def rarity(self, slots: Slots, views: Float32, strict: Float64) -> Float32:
         """-log10 of the tail probability of each view `(n, len(VIEWS))` among all that the series has shown.
@@ -151,34 +179,43 @@ class Calibration:
         plain: beyond the third largest a tail as wide as the exceedances are, or as the way from the 90 % quantile to
         there, if that is wider. No single wild reading can deafen it.
         """
-        rows = self._gather(slots)
-        ranked = rows[:, Column.RANKED, None]
+        return self._rarity(self._gather(slots), slots, views, strict)
+
+    def _rarity(self, rows: Float32, slots: Slots, views: Float32, strict: Float64) -> Float32:
+        asked, ranked = strict.astype(np.float32)[:, None], rows[:, Column.RANKED, None]
         bins, place = _bins(views)
-        at, view = np.arange(len(slots))[:, None], np.arange(len(VIEWS))
-        histogram = self.histogram[slots]
-        here = histogram[at, view, bins].astype(np.float32)
-        is_above = np.arange(BINS, dtype=np.int16) > bins[:, :, None]  # summed in 16 bits: REMEMBERED is less
-        above = np.einsum("nvb,nvb->nv", histogram, is_above.view(np.uint8)).astype(np.float32)
+        here, above = self._count(slots, bins)
         rank = -np.log10((above + here * (1 - place) + 0.5) / (ranked + 1))
         youth = YOUTH_SHARE * np.log10((REMEMBERED + YOUTH) / np.minimum(ranked + YOUTH, REMEMBERED + YOUTH))
         threshold, record = rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.RECORD : Column.ANCHOR]
         anchor, excess = rows[:, Column.ANCHOR : Column.SMOOTH], rows[:, Column.EXCESS : Column.RECORD]
-        width = np.log(10.0) * np.maximum(excess, LEAST_EXCESS)  # of a decade
+        width = DECADE * np.maximum(excess, LEAST_EXCESS)
 
         above_record = np.where(record > UNMOVED, np.maximum(views - record, 0) / (TAIL_WIDTH * width), 0)
-        most = np.where(above_record > 0, np.inf, np.maximum(rank, MOST_FORGIVEN * strict[:, None]))
-        cautious = np.minimum(rank + youth, most) + MOST_BEYOND * -np.expm1(-above_record / MOST_BEYOND)
+        most = np.where(above_record > 0, np.inf, np.maximum(rank, MOST_FORGIVEN * asked))
+        cautious = np.minimum(rank + youth, most) - MOST_BEYOND * np.expm1(above_record / -MOST_BEYOND)
 
         at_anchor = np.log10(np.maximum(ranked / ANCHOR_RANK, 1))
-        observed = (anchor - threshold) / np.maximum(at_anchor + np.log10(TAIL_SHARE), LEAST_DECADES)
+        observed = (anchor - threshold) / np.maximum(at_anchor - AT_THRESHOLD, LEAST_DECADES)
         further = np.minimum(views, MOST_VIEW) - anchor
         further = np.where((further > BIN_WIDTH / 2) & (anchor > UNMOVED), further, 0)
         above_anchor = further / np.maximum(width, observed)
         plain = np.where(above_anchor > 0, at_anchor + above_anchor, 0)
 
-        trust = np.clip((strict[:, None] - np.log10(ranked + 1) - SHOWN) / (UNSHOWN - SHOWN), 0, 1)
-        result: Float32 = (cautious + trust * np.maximum(plain - cautious, 0)).clip(0).astype(np.float32)
+        beyond = (asked - np.log10(ranked + 1) - SHOWN) / (UNSHOWN - SHOWN)
+        trust = np.minimum(np.maximum(beyond, 0), 1)
+        result: Float32 = np.maximum(cautious + trust * np.maximum(plain - cautious, 0), 0)
         return result
+
+    def _count(self, slots: Slots, bins: NDArray[np.intp]) -> tuple[Float32, Float32]:
+        """How many readings each view `(n, views)` has in its bin, and how many in those above."""
+        cells, groups, within = _cells(slots), *np.divmod(bins.T, GROUP)
+        here = self.histogram.reshape(-1).take(cells * BINS + bins.T)
+        nearby = self.histogram.reshape(-1, GROUP).take(cells * GROUPS + groups, axis=0)
+        above = np.einsum("vnb,vnb->vn", nearby, ABOVE.take(within, axis=0))  # in 16 bits: REMEMBERED is less
+        sums = self.sums.reshape(-1, GROUPS).take(cells, axis=0)
+        above += np.einsum("vnb,vnb->vn", sums, ABOVE[:GROUPS, :GROUPS].take(groups, axis=0))
+        return here.T.astype(np.float32), above.T.astype(np.float32)
 
     def learn(self, slots: Slots, views: Float32, normal: NDArray[np.bool_]) -> None:
         """Takes views `(n, len(VIEWS))` in; where a reading is not `normal` `(n,)`, the old normal stays as it is."""
@@ -189,8 +226,8 @@ class Calibration:
         count, teaches = rows[:, Column.COUNT, None], normal[:, None]
         over = views > threshold
         width = np.maximum(excess, LEAST_EXCESS)
-        rate = np.clip(10.0 / (count + 10.0), SLOWEST_THRESHOLD_RATE, 1.0)
-        size = np.clip(views - threshold, 0.0, MOST_EXCESSES * width)
+        rate = np.maximum(10.0 / (count + 10.0), SLOWEST_THRESHOLD_RATE)
+        size = np.minimum(np.maximum(views - threshold, 0.0), MOST_EXCESSES * width)
         excess_rate = np.maximum(1.0 / (TAIL_SHARE * count + PRIOR_WEIGHT), SLOWEST_EXCESS_RATE)
         moved = np.maximum(threshold + rate * width * (over - TAIL_SHARE), 0.05)
         rows[:, Column.EXCESS : Column.RECORD] = excess + (over & teaches) * excess_rate * (size - excess)
@@ -202,11 +239,13 @@ class Calibration:
         rows[:, Column.RECORD : Column.ANCHOR] = np.maximum(record * (1 - RECORD_FADES), bounded)
         rows[:, Column.SMOOTH : WIDTH] = views
         rows[:, Column.RANKED] += 1
-        bins, _ = _bins(views)
-        self.histogram[slots[:, None], np.arange(len(VIEWS)), bins] += 1
+        cells, (bins, _) = _cells(slots), _bins(views)
+        self.histogram.reshape(-1)[cells * BINS + bins.T] += 1
+        self.sums.reshape(-1)[cells * GROUPS + bins.T // GROUP] += 1
         self.rows[slots] = rows
         self._halve(slots[rows[:, Column.RANKED] >= REMEMBERED])
-        self._anchor(slots[(views >= rows[:, Column.ANCHOR : Column.SMOOTH]).any(axis=1)])
+        anchor = rows[:, Column.ANCHOR : Column.SMOOTH]  # what lies in its bin, or below, does not move it
+        self._anchor(cells[((bins.astype(np.float32) * BIN_WIDTH > anchor) | (anchor == 0)).T])
 
     def _halve(self, slots: Slots) -> None:
         """Every other reading is forgotten, counted from the largest of each view on."""
@@ -215,16 +254,19 @@ class Calibration:
         from_above = (self.histogram[slots, :, ::-1].cumsum(axis=2, dtype=np.int32) + 1) // 2
         self.histogram[slots, :, ::-1] = np.diff(from_above, axis=2, prepend=0)
         self.rows[slots, Column.RANKED] = from_above[:, 0, -1]
-        self._anchor(slots)
+        self.add_up(slots)
+        self._anchor(_cells(slots).ravel())
 
-    def _anchor(self, slots: Slots) -> None:
-        """Finds the middle of the bin of each view's ANCHOR_RANK-th largest anew; 0 while there are fewer."""
-        if not len(slots):
+    def _anchor(self, cells: Slots) -> None:
+        """Finds the middle of the bin of the ANCHOR_RANK-th largest anew, for views by `_cells`; 0 while there are
+        fewer."""
+        if not len(cells):
             return
-        from_above = self.histogram[slots, :, ::-1].cumsum(axis=2, dtype=np.int32)
-        bins = BINS - 1 - (from_above >= ANCHOR_RANK).argmax(axis=2)
-        enough = from_above[:, :, -1] >= ANCHOR_RANK
-        self.rows[slots, Column.ANCHOR : Column.SMOOTH] = np.where(enough, (bins + 0.5) * BIN_WIDTH, 0)
+        from_above = self.histogram.reshape(-1, BINS)[cells, ::-1].cumsum(axis=1, dtype=np.uint16)
+        bins = BINS - 1 - (from_above >= ANCHOR_RANK).argmax(axis=1)
+        slots, view = np.divmod(cells, len(VIEWS))
+        enough = from_above[:, -1] >= ANCHOR_RANK
+        self.rows[slots, Column.ANCHOR + view] = np.where(enough, (bins + 0.5) * BIN_WIDTH, 0)
 
     def keep(self, slot: int) -> Kept:
         """What `put_back` needs, taken when an alarm opens."""
@@ -248,17 +290,37 @@ class Calibration:
         bins, _ = _bins(peak)
         histogram[np.arange(len(VIEWS)), bins] += 1
         self.histogram[slot] = histogram
+        self.add_up(np.array([slot]))
         row = self.rows[slot]
         row[Column.RANKED] = kept.ranked + 1
         row[Column.RECORD : Column.ANCHOR] = record + PEAK_SHARE * np.maximum(peak - record, 0)
-        self._anchor(np.array([slot]))
+        self._anchor(_cells(np.array([slot])).ravel())
+
+
+def _smooth(rows: Float32, raw: Float32) -> Float32:
+    before = rows[:, Column.SMOOTH : WIDTH]
+    views: Float32 = before + SMOOTHING * (raw - before)
+    return views
+
+
+def _distance(rows: Float32, views: Float32) -> Float32:
+    threshold, excess = rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.EXCESS : Column.RECORD]
+    young = DECADE * (1 + YOUNG / (rows[:, Column.COUNT, None] + 1))
+    beyond = AT_THRESHOLD + (views - threshold) / (np.maximum(excess, LEAST_EXCESS) * young)
+    distance: Float32 = np.where(views > threshold, beyond, AT_THRESHOLD * views / threshold)
+    return distance
+
+
+def _cells(slots: Slots) -> Slots:
+    """(views, n): which row each view of a series has, where each has one."""
+    return slots * len(VIEWS) + np.arange(len(VIEWS))[:, None]
 
 
 def _bins(views: Float32) -> tuple[NDArray[np.intp], Float32]:
     """The bin of each view and how far in it the view lies, 0 to 1."""
-    position = np.minimum(views, MOST_VIEW) / BIN_WIDTH
-    bins = np.clip(position, 0, BINS - 1).astype(np.intp)
-    return bins, np.clip(position - bins, 0, 1).astype(np.float32)
+    position = views.clip(0, MOST_VIEW) / BIN_WIDTH
+    bins = np.floor(position)
+    return bins.astype(np.intp), (position - bins).astype(np.float32, copy=False)
 
 
 def strictness(budget_per_month: float, interval_seconds: Float64) -> Float64:

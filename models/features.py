@@ -56,7 +56,7 @@ SETTLED, YOUNG_CLIP_SCALES = 5, 100.0  # the same for the first few readings
 CLIP_SCALES = 10.0  # a deviation counts at most this many scales when it is learned
 RELATIVE_FLOOR = 1e-6  # of |location|: about the resolution of a float32 sensor
 ABSOLUTE_FLOOR = 1e-12
-Y_LIMIT = 15.0  # asinh(1.6e6)
+Y_LIMIT = 15.0  # asinh(1.6e6); where numbers are few, the two halves of `np.clip` take a third of its time
 OLDEST = 4096  # readings: no training series is longer, so that no older age is ever shown
 
 
@@ -111,6 +111,10 @@ class Statistics:
             week_visits=np.zeros((capacity, WEEK_BUCKETS), np.uint8),
         )
 
+    def gather(self, slots: Slots) -> tuple[Float64, Float32]:
+        """Copies of `wide` and `narrow`, column by column in memory."""
+        return np.asfortranarray(self.wide.take(slots, axis=0)), np.asfortranarray(self.narrow.take(slots, axis=0))
+
     def reset(self, slots: Slots) -> None:
         """Forget these series."""
         for column in fields(self):
@@ -144,12 +148,12 @@ class Look(NamedTuple):
 
 def to_y(value: Float64, location: Float64, scale: Float64) -> Float32:
     """The network's coordinate of a value, within +-Y_LIMIT."""
-    return np.clip(np.arcsinh((value - location) / scale), -Y_LIMIT, Y_LIMIT).astype(np.float32)
+    return np.minimum(np.maximum(np.arcsinh((value - location) / scale), -Y_LIMIT), Y_LIMIT).astype(np.float32)
 
 
 def from_y(y: NDArray[np.floating], location: Float64, scale: Float64) -> Float64:
     """The value at a coordinate of the network, in the series' own unit."""
-    return location + scale * np.sinh(np.clip(y.astype(np.float64), -Y_LIMIT, Y_LIMIT))
+    return location + scale * np.sinh(np.minimum(np.maximum(y.astype(np.float64), -Y_LIMIT), Y_LIMIT))
 
 
 def _scale(narrow: Float32, location: Float64) -> Float64:
@@ -160,7 +164,7 @@ def _scale(narrow: Float32, location: Float64) -> Float64:
 
 def look(statistics: Statistics, slots: Slots, time: Float64) -> Look:
     """The inputs for readings of `slots` (unique) that have come at `time`."""
-    wide, narrow = statistics.wide[slots], statistics.narrow[slots]
+    wide, narrow = statistics.gather(slots)
     count = narrow[:, Narrow.COUNT]
     location = wide[:, Wide.LOCATION]
     scale = _scale(narrow, location)
@@ -170,7 +174,7 @@ def look(statistics: Statistics, slots: Slots, time: Float64) -> Look:
     recent = np.maximum(narrow[:, Narrow.RECENT_STEP], step_floor)
 
     elapsed = np.where(count > 0, time - wide[:, Wide.TIME], np.nan)
-    log_elapsed = np.log(np.clip(np.where(count > 0, elapsed, 1.0), 1e-3, 1e7))
+    log_elapsed = np.log(np.minimum(np.maximum(np.where(count > 0, elapsed, 1.0), 1e-3), 1e7))
 
     day_phase = time * (2 * np.pi / DAY_SECONDS)
     week_phase = time * (2 * np.pi / WEEK_SECONDS)
@@ -197,9 +201,9 @@ def look(statistics: Statistics, slots: Slots, time: Float64) -> Look:
     inputs[:, 15] = narrow[:, Narrow.WEEK_RESIDUAL]
     inputs[:, 16] = np.log1p(np.minimum(count, OLDEST)) / 8.0
     inputs[:, 17] = narrow[:, Narrow.REPEATS]
-    np.clip(inputs, -Y_LIMIT, Y_LIMIT, out=inputs)
+    np.minimum(np.maximum(inputs, -Y_LIMIT, out=inputs), Y_LIMIT, out=inputs)
     slope = 1.0 / np.cosh(previous)  # of asinh at the previous reading
-    step_y = np.clip(step / scale * slope, 1e-4, 10.0).astype(np.float32)
+    step_y = np.minimum(np.maximum(step / scale * slope, 1e-4), 10.0).astype(np.float32)
     return Look(inputs, location, scale, previous, step_y, elapsed)
 
 
@@ -210,7 +214,7 @@ def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, n
     location, scale, step, seasons, repeats and count follow normal ones. A series' first reading always teaches, and so
     does the first change of a series that has held one value: without it there is no scale to judge by.
     """
-    wide, narrow = statistics.wide[slots], statistics.narrow[slots]
+    wide, narrow = statistics.gather(slots)
     first = narrow[:, Narrow.COUNT] == 0
     normal = normal | first
     count = narrow[:, Narrow.COUNT] + normal
@@ -222,7 +226,7 @@ def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, n
     # The first few deviations set the scale; from then on one wild value may move it only so far.
     clip = np.where(count < SETTLED, YOUNG_CLIP_SCALES, CLIP_SCALES)
     limit = clip * scale
-    deviation = np.clip(value - location, -limit, limit)
+    deviation = np.minimum(np.maximum(value - location, -limit), limit)
     difference = np.where(first, 0.0, value - wide[:, Wide.VALUE])
     step = narrow[:, Narrow.STEP]
     step_limit = clip * np.maximum(step, 1e-3 * scale)
@@ -236,7 +240,7 @@ def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, n
     narrow[awakes, Narrow.STEP] = narrow[awakes, Narrow.SCALE]
 
     elapsed = np.where(first, 0.0, time - wide[:, Wide.TIME])
-    log_elapsed = np.log(np.clip(elapsed, 1e-3, 1e7))
+    log_elapsed = np.log(np.minimum(np.maximum(elapsed, 1e-3), 1e7))
     mean_log = narrow[:, Narrow.LOG_ELAPSED]
     elapsed_rate = np.where(first | (elapsed < 0), 0.0, np.maximum(1.0 / np.maximum(count - 1, 1.0), ELAPSED_RATE))
 
@@ -279,6 +283,7 @@ def _learn_season(
     scale: Float64,
 ) -> None:
     """Averages the current bucket of day and week; folds it into the memory when the clock has left it."""
+    away, taught = np.arcsinh(deviation / scale), np.where(normal, deviation, 0.0)
     for values, visits, seconds, buckets, rate, bucket_at, sum_at, count_at, residual_at in (
         (
             statistics.day, statistics.day_visits, DAY_BUCKET_SECONDS, DAY_BUCKETS, DAY_RATE,
@@ -301,9 +306,10 @@ def _learn_season(
         narrow[left, sum_at] = 0
         narrow[left, count_at] = 0
         wide[:, bucket_at] = number
-        narrow[:, sum_at] += np.where(normal, deviation, 0.0)
+        narrow[:, sum_at] += taught
         narrow[:, count_at] += normal
         row = number.astype(np.int64) % buckets
         known = visits[slots, row] > 0
         usual = np.arcsinh(values[slots, row] / scale)
-        narrow[:, residual_at] = np.where(known, np.clip(np.arcsinh(deviation / scale) - usual, -Y_LIMIT, Y_LIMIT), 0.0)
+        residual = np.minimum(np.maximum(away - usual, -Y_LIMIT), Y_LIMIT)
+        narrow[:, residual_at] = np.where(known, residual, 0.0)

@@ -21,21 +21,20 @@ SCALE_FLOOR = 1e-4  # of y: repeated equal readings must not make a scale of not
 BAND = np.array([0.005, 0.5, 0.995], np.float32)  # lower end, median, upper end
 BAND_LOGIT, BAND_TANH = np.log(BAND / (1 - BAND)), 2 * BAND - 1
 LEAST_LOSS, MOST_LOSS = -4.0, 15.0  # nats of a reading: equal and wild ones teach, and judge, no more than that
-SECTIONS, ROUNDS = 4, 9
+SECTIONS, ROUNDS, POLISHES = 4, 6, 2
 INNER = np.arange(1, SECTIONS, dtype=np.float32)
 
 
 def unpack(head: Float32, previous: Float32, step: Float32) -> Float32:
     """Weights, locations and scales `(n, 3, 3)` in y, from the head `(n, 9)` and what `features.look` gave `(n,)`."""
-    forecast = np.empty((len(head), 3, COMPONENTS), np.float32)
-    logits = head[:, :COMPONENTS]
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    forecast[:, 0] = weights / weights.sum(axis=1, keepdims=True)
-    shift = np.sinh(np.clip(head[:, COMPONENTS : 2 * COMPONENTS], -SHIFT_LIMIT, SHIFT_LIMIT))
-    forecast[:, 1] = previous[:, None] + step[:, None] * shift
-    spread = np.exp(np.clip(head[:, 2 * COMPONENTS :], -LOG_SCALE_LIMIT, LOG_SCALE_LIMIT))
-    forecast[:, 2] = np.maximum(step[:, None] * spread, SCALE_FLOOR)
-    return forecast
+    parts = np.empty((3, COMPONENTS, len(head)), np.float32)  # so that an operation is on n numbers, not n times on 3
+    logits, shifts, log_scales = np.ascontiguousarray(head.T).reshape(parts.shape)
+    weights = np.exp(logits - logits.max(axis=0))
+    parts[0] = weights / weights.sum(axis=0)
+    parts[1] = previous + step * np.sinh(np.minimum(np.maximum(shifts, -SHIFT_LIMIT), SHIFT_LIMIT))
+    spread = np.exp(np.minimum(np.maximum(log_scales, -LOG_SCALE_LIMIT), LOG_SCALE_LIMIT))
+    parts[2] = np.maximum(step * spread, SCALE_FLOOR)
+    return parts.transpose(2, 0, 1)
 
 
 def loss(forecast: Float32, y: Float32) -> Float64:
@@ -52,11 +51,11 @@ def loss(forecast: Float32, y: Float32) -> Float64:
 def quantiles(forecast: Float32) -> Float32:
     """The quantiles of `BAND` in y, `(n, 3)`.
 
-    Sections of four, nine times over, find each to 2^-18 of its bracket. A call of numpy costs as much as some hundred
-    of its elements: sections of eight, six times over, are quicker below 256 rows, and take two thirds longer for
-    thousands (measured). One step of Newton's, kept inside the bracket, does the rest.
+    Sections of four, six times over, find each to 2^-12 of its bracket; two steps of Newton's, kept inside it, do the
+    rest. They end as near as nine times and one step, for three quarters of the time (measured). A call of numpy costs
+    as much as some hundred of its elements.
     """
-    weights, locations, scales = (np.ascontiguousarray(part.T) for part in np.moveaxis(forecast, 1, 0))  # (3, n) each
+    weights, locations, scales = np.ascontiguousarray(forecast.transpose(1, 2, 0))  # (3, n) each
     ends = locations[:, None, :] + scales[:, None, :] * BAND_LOGIT[:, None]  # (component, quantile, n)
     # A quantile of the mixture lies between the extremes of its components' quantiles.
     low = np.minimum(np.minimum(ends[0], ends[1]), ends[2])
@@ -68,21 +67,28 @@ def quantiles(forecast: Float32) -> Float32:
         points = low[:, None, :] + width[:, None, :] * INNER[:, None]  # (quantile, section, n)
         total = _weighted_tanh(points, weights, locations, half_rate)
         low += width * (total < BAND_TANH[:, None, None]).sum(axis=1, dtype=np.float32)
-    middle = low + 0.5 * width
-    z = np.tanh((middle - locations[:, None, :]) * half_rate[:, None, :])
-    missing = BAND_TANH[:, None] - (weights[:, None, :] * z).sum(axis=0)
-    slope = (weights[:, None, :] * half_rate[:, None, :] * (1 - z * z)).sum(axis=0)
-    polished = np.clip(middle + missing / np.maximum(slope, 1e-12), low, low + width)
-    return np.ascontiguousarray(polished.T, np.float32)
+    high, found = low + width, low + 0.5 * width
+    steepest = weights * half_rate
+    for _ in range(POLISHES):
+        z = np.tanh((found - locations[:, None, :]) * half_rate[:, None, :])
+        missing = BAND_TANH[:, None] - (weights[:, None, :] * z).sum(axis=0)
+        slope = (steepest[:, None, :] * (1 - z * z)).sum(axis=0)
+        low, high = np.where(missing > 0, found, low), np.where(missing > 0, high, found)
+        found = np.minimum(np.maximum(found + missing / np.maximum(slope, 1e-12), low), high)
+    columns: Float32 = found.T
+    return columns
 
 
 def _weighted_tanh(points: Float32, weights: Float32, locations: Float32, half_rate: Float32) -> Float32:
     """sum over the components of w tanh((point - location) / 2 scale), of the shape of `points`."""
-    total = np.zeros_like(points)
+    parts: list[Float32] = []
     for k in range(COMPONENTS):
         z = points - locations[k]
         z *= half_rate[k]
         np.tanh(z, out=z)
         z *= weights[k]
-        total += z
+        parts.append(z)
+    total, *others = parts
+    for part in others:
+        total += part
     return total

@@ -110,18 +110,18 @@ def _lstm(layer: cells.Layer, hidden: int) -> Advance:
     """The LSTM as a product for each gate, one tanh and six elementwise operations.
 
     sigmoid(z) = (1 + tanh(z / 2)) / 2, so i, f and o carry half their weights and one tanh serves all. Each gate's
-    numbers lie together: side by side in one product, the elementwise part takes twice as long (measured).
+    numbers lie together: side by side in one product, the elementwise part takes twice as long (measured). The bias is
+    the weight of an input that is 1: to add it afterwards takes a quarter of the product's time.
     """
     half = np.array([0.5, 0.5, 0.5, 1.0], np.float32).reshape(4, 1, 1)
     order = [0, 1, 3, 2]  # i f g o -> i f o g
-    both = np.concatenate((layer.weight_ih, layer.weight_hh), axis=1).reshape(4, hidden, -1)[order]
-    product = np.ascontiguousarray((both * half).transpose(0, 2, 1), np.float32)
-    bias = (layer.bias_ih + layer.bias_hh).reshape(4, 1, hidden)[order] * half
+    bias = (layer.bias_ih + layer.bias_hh)[:, None]
+    all_three = np.concatenate((layer.weight_ih, layer.weight_hh, bias), axis=1).reshape(4, hidden, -1)[order]
+    product = np.ascontiguousarray((all_three * half).transpose(0, 2, 1), np.float32)
 
     def advance(below: Float32, state: Float32) -> Float32:
         h, c = state[:, :hidden], state[:, hidden:]
-        gates = np.concatenate((below, h), axis=1) @ product
-        gates += bias
+        gates = np.concatenate((below, h, np.ones((len(h), 1), np.float32)), axis=1) @ product
         np.tanh(gates, out=gates)
         gates[:3] *= 0.5
         gates[:3] += 0.5

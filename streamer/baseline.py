@@ -102,10 +102,10 @@ class Forecasters:
 
     def forecast(self, slots: Slots, look: features.Look, lstm: Float32) -> Standing:
         """The baseline beside the LSTM's quantiles `(n, 3)` in y; changes nothing."""
-        rows, inputs, previous = self.rows[slots], look.inputs, look.previous
+        rows, inputs, previous = np.asfortranarray(self.rows[slots]), look.inputs, look.previous
         unit = np.exp(inputs[:, ROUGHNESS])
         usual, known = inputs[:, DAY_VALUE], inputs[:, DAY_KNOWN]
-        said = np.empty((len(slots), MISSED.stop), np.float32)
+        said = np.empty((len(slots), MISSED.stop), np.float32, order="F")
         said[:, Column.PREVIOUS] = previous
         said[:, Column.SHIFTED] = previous + known * (usual + inputs[:, DAY_RESIDUAL] - previous)
         said[:, Column.USUAL] = known * usual
@@ -116,12 +116,12 @@ class Forecasters:
         median = (weight * said[:, PLACES]).sum(axis=1) / weight.sum(axis=1)
         said[:, Column.BASELINE], said[:, Column.LSTM] = median, lstm[:, 1]
         half_width = np.arcsinh(np.maximum(HALF_WIDTH * rows[:, Column.BASELINE], LEAST_HALF_WIDTH) * unit)
-        band = median[:, None] + half_width[:, None] * SIDES
+        band = (median + SIDES[:, None] * half_width).T
         return Standing(said, np.where(rows[:, Column.LSTM_LEADS, None] > 0, lstm, band), unit)
 
     def learn(self, slots: Slots, missed: Float32, normal: Bool) -> None:
         """Takes in what was missed `(n, 5)`, and says anew who is in charge where a reading is `normal` `(n,)`."""
-        rows = self.rows[slots]
+        rows = np.asfortranarray(self.rows[slots])
         means, counts = rows[:, MISSED], rows[:, COUNTS]
         counts[:, 0] += 1
         counts[:, 1] += normal

@@ -143,7 +143,7 @@ class Cadence:
         rows, between = self.rows[slots], self.between[slots]
         heard, since = rows[:, _Column.ARRIVAL], between[:, _Between.SINCE]
         known, before = heard > 0, np.where(since > 0, since, heard)
-        waited, elapsed = np.where(known, arrival - before, 0.0), np.nan_to_num(elapsed)
+        waited, elapsed = np.where(known, arrival - before, 0.0), np.where(np.isnan(elapsed), 0.0, elapsed)
         quiet = np.maximum(between[:, _Between.QUIET], arrival - heard)
         interval = np.where(before < heard, quiet, np.maximum(waited, elapsed))
         teaches = known & ordinary & (before >= self.listening_since) & (waited > LIVE_SHARE * elapsed) & (waited > 0)

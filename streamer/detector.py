@@ -40,11 +40,12 @@ def waves(slot: NDArray[np.int32]) -> Iterator[NDArray[np.intp]]:
     """
     order = np.argsort(slot, kind="stable")
     ranked = slot[order]
-    start = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(slot) else np.empty(0, np.intp)
-    lengths = np.diff(np.r_[start, len(slot)])
+    is_first = np.ones(len(slot), np.bool_)
+    is_first[1:] = ranked[1:] != ranked[:-1]
+    start = np.flatnonzero(is_first)
     occurrence = np.empty(len(slot), np.intp)
-    occurrence[order] = np.arange(len(slot)) - np.repeat(start, lengths)
-    for k in range(int(lengths.max(initial=0))):
+    occurrence[order] = np.arange(len(slot)) - start[np.cumsum(is_first) - 1]
+    for k in range(int(occurrence.max(initial=-1)) + 1):
         rows = np.flatnonzero(occurrence == k)
         yield from (rows[first : first + WAVE_ROWS] for first in range(0, len(rows), WAVE_ROWS))
 
@@ -126,24 +127,23 @@ class Detector:
         told, band = (features.from_y(each, look.location[:, None], look.scale[:, None]) for each in (shown, quantiles))
         lower, expected, upper = told[:, 0], told[:, 1], told[:, 2]
 
-        raw = np.empty((len(rows), len(calibration.VIEWS)), np.float32)
+        raw = np.empty((len(rows), len(calibration.VIEWS)), np.float32, order="F")
         raw[:, calibration.ERROR] = np.minimum(np.arcsinh(np.abs(value - band[:, 1]) / look.scale), features.Y_LIMIT)
         usual = look.inputs[:, DAY_VALUE] * look.inputs[:, DAY_KNOWN]
         away = np.abs(y - usual)
         raw[:, calibration.LEVEL] = away
         raw[:, calibration.DRIFT] = np.minimum(away, calibration.MOST_DRIFT)
-        views = self.calibration.smooth(slots, raw)
         interval = np.exp(self.statistics.narrow[slots, Narrow.LOG_ELAPSED].astype(np.float64))
         strict = calibration.strictness(self.budget_per_series_month, interval)
 
-        rarity = self.calibration.rarity(slots, views, strict) / strict[:, None]
-        distance = self.calibration.distance(slots, views) / strict[:, None]
-        levels = np.maximum(rarity, np.minimum(distance, calibration.DISTANT_SHARE))
+        views, rarity, far = self.calibration.judge(slots, raw, strict)
+        distance = far / strict[:, None]
+        levels = np.maximum(rarity / strict[:, None], np.minimum(distance, calibration.DISTANT_SHARE))
 
         warming = count < WARM_READINGS
         is_long = look.elapsed > np.maximum(GAP_INTERVALS * interval, GAP_LEAST_SECONDS)
         gap = ~warming & (is_long | (look.elapsed < 0) | after_pause)
-        scores.unscored[rows] = np.select([warming, gap], [Unscored.WARMING, Unscored.GAP], Unscored.SCORED)
+        scores.unscored[rows] = np.where(warming, Unscored.WARMING, np.where(gap, Unscored.GAP, Unscored.SCORED))
         usual_value = features.from_y(usual, look.location, look.scale)
         previous = self.statistics.wide[slots, Wide.VALUE]
         step = self.statistics.narrow[slots, Narrow.STEP]
@@ -182,9 +182,9 @@ class Detector:
             self.shadow.settle(wave.slots, normal)
         count = self.statistics.narrow[wave.slots, Narrow.COUNT]
         no_gap = scores.unscored[wave.rows] != Unscored.GAP
-        forecast = no_gap & ~np.isnan(wave.elapsed)
+        forecast = _rows(no_gap & ~np.isnan(wave.elapsed))
         self.forecasters.learn(wave.slots[forecast], wave.missed[forecast], normal[forecast])
-        teaches = no_gap & (count > CALIBRATED_FROM)
+        teaches = _rows(no_gap & (count > CALIBRATED_FROM))
         self.calibration.learn(wave.slots[teaches], wave.views[teaches], normal[teaches])
         self.latest[wave.slots] = np.column_stack(
             (
@@ -313,6 +313,7 @@ class Detector:
         for name, array in self.arrays().items():
             if name in arrays:
                 array[: len(arrays[name])] = arrays[name]
+        self.calibration.add_up(slice(len(arrays.get("histogram", ()))))
         for name, stepper in (("recurrent", self.stepper), ("scorer", self.scorer)):
             if name in arrays:
                 state = arrays[name].astype(np.float32, copy=False)
@@ -330,6 +331,11 @@ def placed(time: Float64, arrival_time: Bool, last: Float64, seen: Bool) -> tupl
     time = np.where(slewed, last, time)
     duplicate = seen & ~arrival_time & (np.abs(time - last) < DIFFERENT_SECONDS)
     return time, duplicate, seen & ~arrival_time & ~duplicate & (time < last)
+
+
+def _rows(chosen: Bool) -> slice | Bool:
+    """These rows of an array; all of them, as nearly always, without a copy."""
+    return slice(None) if chosen.all() else chosen
 
 
 LATEST = ("score", "value", "expected", "lower", "upper")

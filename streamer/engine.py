@@ -61,6 +61,7 @@ MAX_BATCH = 4096  # messages a turn: the cost per reading has stopped falling, t
 FIRST_BATCH, LEAST_BATCH = 256, 16
 TURN_SECONDS = 0.5  # a turn is kept about as short: a thousand readings of one series cost as much as a million of many
 SWEEP_SECONDS = 1.0  # how often silence is looked for and the table of series renewed
+STILL_SECONDS = 10.0  # how often it is looked who has become stale, while nothing comes
 OWED_SNAPSHOT_SECONDS = 5.0  # one that must be written before anything is acknowledged is tried so often
 REST_SECONDS = 0.05  # between two looks whether a slow disk has answered
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
@@ -203,6 +204,7 @@ class Engine:
         self._taken_until = -np.inf
         """arrival of the last message that was taken"""
         self._has_settled = False
+        self._listed_at = -np.inf
         self._remembrance = Remembrance(remember, begin)
         self._young: deque[tuple[int, Abnormal]] = deque()
         """what was abnormal, of which the disk may not know yet; with the position below which it would"""
@@ -389,7 +391,10 @@ class Engine:
             raise
 
     def _take(self, limit: int) -> list[Message]:
-        """What waits; a sync begins no sooner than `commit_seconds` after the one before, so that messages gather."""
+        """What waits; a sync begins no sooner than `commit_seconds` after the one before began: messages gather.
+
+        Meanwhile the one before ends, and what came with it is scored: only what is left of the time is waited for.
+        """
         if self._safekeeping.is_full:
             self._leaving.wait(RETRY_SECONDS)
             return []
@@ -507,8 +512,8 @@ class Engine:
 
     def _commit(self, messages: Sequence[Message], started: float) -> None:
         """Append, fdatasync, PUBACK: only what is safe is acknowledged."""
-        self._safekeeping.commit(messages, started)
         self._committed_at = self._clock.monotonic()
+        self._safekeeping.commit(messages, started)
         trouble = self.journal_trouble()
         if trouble is not None:
             self._sparing.event(logging.ERROR, "nothing is acknowledged", per="journal", reason=trouble)
@@ -720,13 +725,13 @@ class Engine:
                 self._metrics.add("alarms_opened_total", 1, change.alarm.kind)
         self._make_room(started, now)
         self._telling.noted(now)
-        self._renew_table(now)
         self.traces.drop_idle(started)
         self.alarms = self._shard.open_alarms()
         self._remembrance.keep(self.alarms)
         shadow = self._shard.detector.shadow
         self.comparison = shadow.comparison() if shadow is not None else None
         self._show(now)
+        self._renew_table(started, now)
 
     def _release(self, started: float, until: float) -> None:
         """Readings that have waited enough get their verdicts, though no other has come."""
@@ -771,19 +776,23 @@ class Engine:
         self._sparing.event(logging.INFO, "idle series forgotten for new ones", series=len(slots), first=keys[0])
 
     def _show(self, now: float) -> None:
-        """The gauges."""
+        """The gauges; what only a reading or a command changes is not counted anew without one."""
         kinds = Counter(alarm.kind for alarm in self.alarms)
         with self._metrics.lock:
             self._metrics.set("series", len(self._shard.registry))
-            self._metrics.set("series_warming", self._shard.warming())
-            self._metrics.set("series_paused", len(self._shard.paused()))
-            for forecaster, count in self._shard.in_charge().items():
-                self._metrics.set("forecaster_in_charge", count, forecaster.name.lower())
+            if self._has_settled or self.table is None:
+                self._metrics.set("series_warming", self._shard.warming())
+                self._metrics.set("series_paused", len(self._shard.paused()))
+                for forecaster, count in self._shard.in_charge().items():
+                    self._metrics.set("forecaster_in_charge", count, forecaster.name.lower())
             for kind in ALARM_KINDS:
                 self._metrics.set("alarms_open", kinds[kind], kind)
             self._metrics.set("last_progress_timestamp_seconds", now)
 
-    def _renew_table(self, now: float) -> None:
+    def _renew_table(self, started: float, now: float) -> None:
+        if not self._has_settled and started - self._listed_at < STILL_SECONDS:
+            return
+        self._listed_at = started
         slots = self._shard.live(now, STALE_SECONDS)
         if self.table is not None and not self._has_settled and len(slots) == len(self.table.keys):
             return  # without messages series can only become stale; 100,000 keys are not listed anew each second

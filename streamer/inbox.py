@@ -25,6 +25,8 @@ class Inbox:
         self._changed = threading.Condition()
         self._lists: deque[tuple[list[Message], int]] = deque()  # with what each weighs
         self._waiting = 0
+        self._wanted = 1
+        """how many have to wait before the engine is woken"""
         self._in_hand = 0
         self._waiting_bytes = 0
         self._in_hand_bytes = 0
@@ -47,7 +49,8 @@ class Inbox:
                 self._lists.append((messages, weight))
                 self._waiting += len(messages)
                 self._waiting_bytes += weight
-                self._changed.notify()
+                if self._waiting >= self._wanted:
+                    self._changed.notify()
             return refused
 
     def take(self, limit: int, timeout_seconds: float) -> list[Message]:
@@ -80,7 +83,9 @@ class Inbox:
     def gather(self, count: int, timeout_seconds: float) -> None:
         """Waits until so many messages wait, or for so long; not at all once it is closed."""
         with self._changed:
+            self._wanted = count
             self._changed.wait_for(lambda: self._waiting >= count or self._is_closed, timeout_seconds)
+            self._wanted = 1
 
     def done(self) -> None:
         """Everything taken so far is settled. Call it under the lock under which the counters move."""

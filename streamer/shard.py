@@ -29,6 +29,7 @@ LATER = ("recent", "recent.count", "pauses", "forecasters", "scorer", "between")
 LISTENED_SECONDS = (
     3600.0  # after an outage, or when the clock was set: so long every series has to show that it is there
 )
+ROUNDING_SECONDS = 1e-3  # of an epoch time, less an interval: a thousandth of it
 PAUSED, RETURNING = 1, 2
 """in `Shard.pauses`: in maintenance; the next reading is the first after it"""
 
@@ -45,6 +46,8 @@ class Ready(NamedTuple):
     """of alarms, since they came"""
 
 
+NEVER = np.inf, -np.inf
+"""From when to when: no moment lies between."""
 FindWeights = Callable[[str], Weights | None]
 """By the SHA-256 of their file; None: they are not to be had."""
 
@@ -161,6 +164,7 @@ class Shard:
         self.cadence = Cadence(capacity)
         self.value_alarms = ValueAlarms(capacity, self.registry)
         self.silence_alarms = SilenceAlarms(capacity)
+        self._none_due = NEVER
         self._copy: Copy | None = None
         self.applied = np.zeros(capacity, np.int64)
         """per slot: readings that were neither late nor came twice"""
@@ -238,8 +242,8 @@ class Shard:
         """
         slots, last = np.unique(batch.slot[::-1].astype(np.intp), return_index=True)
         self.detector.show_value(slots, batch.value[::-1][last])
-        if arrivals is not None:
-            for rows in waves(batch.slot):  # one after the other, however the stream was cut
+        if arrivals is not None:  # one by one: how long nothing was heard must not go by how the stream was cut
+            for rows in waves(batch.slot):
                 self.cadence.hear(batch.slot[rows].astype(np.intp), arrivals[rows])
 
     def _observe(self, slots: NDArray[np.intp], elapsed: Float64, arrival: Float64) -> None:
@@ -253,21 +257,24 @@ class Shard:
         return self.silence_alarms.heard(slots, float(arrival.max(initial=0.0)))
 
     def find_silent(self, now: float) -> list[Change]:
-        """Opens alarms for the series and devices that are overdue `now`."""
+        """Opens alarms for the series and devices that are overdue `now`.
+
+        While nothing comes nobody is overdue before the next one's time is up: until then there is no need to look.
+        """
+        if self._none_due[0] <= now <= self._none_due[1]:
+            return []
         count = self.registry.rows
         watched = np.where(self.pauses[:count] == PAUSED, FREE, self.registry.devices)
+        quiet, allowed = self.cadence.quiet_seconds(count, now), self.cadence.allowed_seconds(count, now)
+        left = (allowed - quiet)[(watched >= 0) & (quiet <= allowed)]
+        self._none_due = now, now + float(left.min(initial=np.inf)) - ROUNDING_SECONDS
         return self.silence_alarms.sweep(
-            now,
-            self.cadence.quiet_seconds(count, now),
-            self.cadence.allowed_seconds(count, now),
-            self.cadence.arrival(count),
-            watched,
-            self.registry.key,
-            self.registry.device_key,
+            now, quiet, allowed, self.cadence.arrival(count), watched, self.registry.key, self.registry.device_key
         )
 
     def listen_from(self, now: float) -> None:
         """Silence is counted from `now` on at the earliest: the daemon has not heard before."""
+        self._none_due = NEVER
         self.cadence.listening_since = now
 
     def open_alarms(self) -> list[Alarm]:
@@ -329,6 +336,7 @@ class Shard:
 
     def _keep(self, slots: NDArray[np.integer]) -> None:
         """Before these rows change."""
+        self._none_due = NEVER
         if self._copy is not None:
             self._copy.keep(slots)
 
@@ -532,6 +540,7 @@ class Shard:
         except ValueError:
             self._serve(before)
             raise
+        self._none_due = NEVER
         self.reorder.restore(state.arrays, count)
         if count > self._capacity:  # the limit was lowered: what is known stays, nothing new is let in
             self._allocate(count, self.detector.budget_per_series_month)

@@ -97,6 +97,30 @@ def test_take_waits_for_a_message_and_close_wakes_it() -> None:
     assert taken == [[message(1)], []]
 
 
+def test_who_gathers_is_woken_once_there_is_enough() -> None:
+    """It goes on at the third of three; afterwards the first one wakes again."""
+    inbox, woken, told = Inbox(10**6), threading.Event(), threading.Event()
+
+    def engine() -> None:
+        inbox.gather(3, 60)
+        woken.set()
+        told.wait(10)
+        inbox.take(3, 0)
+        inbox.take(1, 60)
+
+    thread = threading.Thread(target=engine)
+    thread.start()
+    for k in range(3):
+        assert not woken.is_set()
+        inbox.put([message(k)])
+    assert woken.wait(10)
+    told.set()
+    wait_until(lambda: len(inbox) == 0, 10, "the three to be taken")
+    inbox.put([message(3)])
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_take_gives_nothing_when_nothing_comes_in_time() -> None:
     """An idle engine gets an empty list, its chance to look at its timers."""
     assert Inbox(10**6).take(10, 0.01) == []

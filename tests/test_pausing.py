@@ -390,6 +390,21 @@ def test_any_order_of_readings_commands_and_kills_gives_the_state_that_the_journ
     event(f"spans {min(len(spans), 2)}, closed {sorted(map(str, reasons))}")
 
 
+def test_how_long_a_paused_series_was_quiet_does_not_go_by_how_the_stream_was_cut() -> None:
+    """Two messages in a batch, as a replay takes them, leave what the two by themselves do."""
+    alone, together = new_shard(["plant/0"]), new_shard(["plant/0"])
+    one, two = batch([0], START + 70.0, [1.0]), batch([0], START + 84.0, [1.0])
+    for shard in (alone, together):
+        shard.listen_from(START)
+        shard.process(batch([0], START, [1.0]), START)
+        shard.pause(np.array([0]), START)
+    alone.process(one, START + 70.0)
+    alone.process(two, START + 84.0)
+    together.process(batch([0, 0], [START + 70.0, START + 84.0], [1.0, 1.0]), np.array([START + 70.0, START + 84.0]))
+    np.testing.assert_array_equal(alone.cadence.between, together.cadence.between)
+    np.testing.assert_array_equal(alone.cadence.rows, together.cadence.rows)
+
+
 @pytest.mark.parametrize("is_power_cut", [False, True], ids=["SIGKILL", "power cut"])
 def test_a_command_whose_result_was_told_is_kept_whatever_step_is_the_last(is_power_cut: bool) -> None:
     """A kill at each step of the disk in the turn that obeys it, and behind it."""

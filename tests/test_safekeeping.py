@@ -531,7 +531,7 @@ def test_a_full_memory_takes_no_more() -> None:
 
 
 def test_messages_gather_until_the_next_commit() -> None:
-    """No sync begins sooner than `commit_seconds` after the one before; here the time of the one before is now."""
+    """No sync begins sooner than `commit_seconds` after the one before began; here that is now."""
     daemon = Daemon(CrashFiles(), Broker(), ManualClock(START), None)
     daemon.turn(1)
     daemon.receive([daemon.broker.publish(START)])
@@ -539,6 +539,16 @@ def test_messages_gather_until_the_next_commit() -> None:
     late.start()
     assert len(daemon.engine._take(2)) == 2
     late.join()
+
+
+def test_a_write_that_took_long_has_been_time_enough_to_gather() -> None:
+    """What came while the disk was at it waits no longer."""
+    files, clock = CrashFiles(), ManualClock(START)
+    daemon = Daemon(files, Broker(), clock, None)
+    files.step = lambda: clock.advance(31.0)
+    daemon.turn(1)
+    daemon.receive([daemon.broker.publish(clock.now())])
+    assert len(daemon.engine._take(2)) == 1  # else it would wait for half a minute
 
 
 class SlowDisk:

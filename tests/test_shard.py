@@ -16,7 +16,7 @@ from models.step import state_size
 from models.weights import ForecasterConfig
 from streamer.alarms import Change
 from streamer.readings import Batch, Unscored
-from streamer.shard import LATER, MADE_BY_WEIGHTS, Shard, State
+from streamer.shard import LATER, MADE_BY_WEIGHTS, NEVER, Shard, State
 from tests.streams import START, batch, cut, feed, new_shard, noise, random_weights, shipped_weights, stream
 
 KEYS = ["plant/a#t", "plant/a#p", "plant/b#t", "plant/b#p", "plant/c"]
@@ -70,6 +70,42 @@ def incidents() -> Batch:
 
 INCIDENT_KEYS = ["plant/a#t", "plant/a#p", "plant/a#q", "plant/a#r", "plant/b"]
 INCIDENTS = incidents()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_who_is_not_looked_for_is_not_overdue(seed: int) -> None:
+    """A shard that looks for silence only when somebody can be overdue tells the same as one that always looks."""
+    rng = np.random.default_rng(seed)
+    shards = [new_shard(KEYS), new_shard(KEYS)]
+    told: list[list[Change]] = [[], []]
+    now, skipped = START, 0
+    for shard in shards:
+        shard.listen_from(START)
+    for _ in range(45):
+        now += 7.0
+        for shard in shards:
+            shard.process(batch(np.arange(5), now, noise(5)), now)
+    for _ in range(300):
+        now += float(rng.choice([1.0, 1.0, 1.0, 5.0, 40.0, -3.0]))
+        slots, what = np.flatnonzero(rng.random(5) < 0.4), int(rng.integers(40))
+        for shard, changes in zip(shards, told, strict=True):
+            if what < 3:
+                changes.extend(shard.process(batch(slots, now, np.full(len(slots), 20.0)), now).changes)
+            elif what == 3:
+                changes.extend(shard.hear(slots, np.full(len(slots), now)))
+            elif what == 4:
+                changes.extend(shard.pause(slots, now))
+            elif what == 5:
+                shard.resume(slots, now)
+            elif what == 6:
+                shard.listen_from(now)
+            skipped += shard._none_due[0] <= now <= shard._none_due[1]
+            if shard is shards[1]:
+                shard._none_due = NEVER
+            changes.extend(shard.find_silent(now))
+        assert [(c.what, c.alarm) for c in told[0]] == [(c.what, c.alarm) for c in told[1]]
+    assert any(change.alarm.kind == "silent" for change in told[0])
+    assert skipped > 100
 
 
 class Told(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from operator import itemgetter
 
 from streamer.payloads.columns import Columns
 from streamer.payloads.jsontext import parse_plain
@@ -57,7 +58,7 @@ def read_run(
     times: list[float] | None = None
     for name in documents[0]:
         try:
-            column = [document[name] for document in documents]
+            column = list(map(itemgetter(name), documents))
         except KeyError:
             return None
         kinds = set(map(type, column))
@@ -72,7 +73,7 @@ def read_run(
         if not kinds <= _NUMBERS:
             return None
         try:
-            numbers = list(map(float, column))  # type: ignore[arg-type]  # they are numbers
+            numbers = column if kinds == {float} else list(map(float, column))
         except OverflowError:
             return None
         if name in root.stamps:

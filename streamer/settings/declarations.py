@@ -432,7 +432,7 @@ class Journal(_Table):
 
     commit_ms: int = field(
         10,
-        "A write to the disk begins no sooner than so long after the one before; messages gather meanwhile.",
+        "A write to the disk begins no sooner than so long after the one before began; messages gather meanwhile.",
         lower=0,
         upper=1000,
         unit="ms",

@@ -270,6 +270,47 @@ def test_a_full_histogram_is_halved() -> None:
     np.testing.assert_array_equal(after[:, :-1], (before[:, :-1] + 1) // 2)
 
 
+def test_the_sums_are_those_of_the_histogram() -> None:
+    """After learning, halving, an incident that is over, a reset, and for a histogram that came from elsewhere."""
+    tails = taught(19, calibration.REMEMBERED + 50, slots=2)
+    kept = tails.keep(1)
+    for _ in range(20):
+        tails.learn(np.arange(2), np.full((2, len(VIEWS)), 5, np.float32), np.zeros(2, np.bool_))
+    tails.put_back(1, kept, np.full(len(VIEWS), 6, np.float32))
+    wanted = tails.histogram.reshape(2, len(VIEWS), -1, calibration.GROUP).sum(axis=3)
+    np.testing.assert_array_equal(tails.sums, wanted)
+    other = Calibration.allocate(3)
+    other.histogram[:2] = tails.histogram
+    other.add_up(slice(2))
+    np.testing.assert_array_equal(other.sums[:2], wanted)
+    other.reset(np.array([1]))
+    np.testing.assert_array_equal(other.sums[1:], 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1000), st.integers(0, 300), A_FEW)
+def test_a_rank_counts_all_that_lies_above(seed: int, readings: int, size: list[float]) -> None:
+    """By the sums and the bins nearby, as by all bins: the readable way, which this is held to."""
+    tails, views = taught(seed, readings), np.array([size], np.float32)
+    bins = (np.minimum(views, calibration.MOST_VIEW) / calibration.BIN_WIDTH).astype(int)
+    here, above = tails._count(ONE, bins)
+    for view, k in enumerate(bins[0].tolist()):
+        assert here[0, view] == tails.histogram[0, view, k]
+        assert above[0, view] == tails.histogram[0, view, k + 1 :].sum()
+
+
+def test_a_judgement_is_its_three_parts() -> None:
+    """`judge` looks once at what `smooth`, `rarity` and `distance` look at."""
+    tails, rng = taught(20, 300, slots=50), np.random.default_rng(21)
+    slots, strict = np.arange(50), np.full(50, 4.0)
+    raw = (rng.exponential(size=(50, len(VIEWS))) * 3 * MEANS).astype(np.float32)
+    found = tails.judge(slots, raw, strict)
+    views = tails.smooth(slots, raw)
+    np.testing.assert_array_equal(found.views, views)
+    np.testing.assert_array_equal(found.rarity, tails.rarity(slots, views, strict))
+    np.testing.assert_array_equal(found.distance, tails.distance(slots, views))
+
+
 @pytest.mark.parametrize("spoiled", [b"", b"garbage", bytes(1000)])
 def test_what_does_not_fit_is_not_put_back(spoiled: bytes) -> None:
     """A kept part that is damaged is refused whole."""
