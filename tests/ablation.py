@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from models import scorer
-from models.calibration import NAMES, PATTERN, Calibration, Float32, Float64, Slots
+from models.calibration import NAMES, PATTERN, Calibration, Float32, Float64, Judged, Slots
 from streamer.cli import main
 
 if __name__ == "__main__":
@@ -17,17 +17,12 @@ if __name__ == "__main__":
     parser.add_argument("view", choices=NAMES)
     given, rest = parser.parse_known_args()
     muted = NAMES.index(given.view)
-    ranked, far = Calibration.rarity, Calibration.distance
+    judge = Calibration.judge
 
-    def rarity(self: Calibration, slots: Slots, views: Float32, strict: Float64) -> Float32:
-        found = ranked(self, slots, views, strict)
-        found[:, muted] = 0
-        return found
-
-    def distance(self: Calibration, slots: Slots, views: Float32) -> Float32:
-        found = far(self, slots, views)
-        found[:, muted] = 0
-        return found
+    def muting(self: Calibration, slots: Slots, raw: Float32, strict: Float64) -> Judged:
+        judged = judge(self, slots, raw, strict)
+        judged.rarity[:, muted] = judged.distance[:, muted] = 0
+        return judged
 
     def score(calibrated: Float64, _evidence: Float32) -> Float64:
         return calibrated
@@ -35,6 +30,5 @@ if __name__ == "__main__":
     if muted == PATTERN:
         setattr(scorer, "score", score)  # noqa: B010 # a function is no place that mypy lets anyone assign to
     else:
-        setattr(Calibration, "rarity", rarity)  # noqa: B010
-        setattr(Calibration, "distance", distance)  # noqa: B010
+        setattr(Calibration, "judge", muting)  # noqa: B010
     sys.exit(main(["bench", "quality", *rest]))
