@@ -21,7 +21,7 @@ SCALE_FLOOR = 1e-4  # of y: repeated equal readings must not make a scale of not
 BAND = np.array([0.005, 0.5, 0.995], np.float32)  # lower end, median, upper end
 BAND_LOGIT, BAND_TANH = np.log(BAND / (1 - BAND)), 2 * BAND - 1
 LEAST_LOSS, MOST_LOSS = -4.0, 15.0  # nats of a reading: equal and wild ones teach, and judge, no more than that
-SECTIONS, ROUNDS, POLISHES = 4, 6, 2
+SECTIONS, ROUNDS = 4, 9
 INNER = np.arange(1, SECTIONS, dtype=np.float32)
 
 
@@ -51,44 +51,30 @@ def loss(forecast: Float32, y: Float32) -> Float64:
 def quantiles(forecast: Float32) -> Float32:
     """The quantiles of `BAND` in y, `(n, 3)`.
 
-    Sections of four, six times over, find each to 2^-12 of its bracket; two steps of Newton's, kept inside it, do the
-    rest. They end as near as nine times and one step, for three quarters of the time (measured). A call of numpy costs
-    as much as some hundred of its elements.
+    Sections of four, nine times over, find each to 2^-18 of its bracket. A call of numpy costs as much as some hundred
+    of its elements: sections of eight, six times over, are quicker below 256 rows, and take two thirds longer for
+    thousands (measured). One step of Newton's, kept inside the bracket, does the rest: two steps after six times cost
+    a sixth less, and miss where narrow components lie far apart.
     """
     weights, locations, scales = np.ascontiguousarray(forecast.transpose(1, 2, 0))  # (3, n) each
     ends = locations[:, None, :] + scales[:, None, :] * BAND_LOGIT[:, None]  # (component, quantile, n)
     # A quantile of the mixture lies between the extremes of its components' quantiles.
-    low = np.minimum(np.minimum(ends[0], ends[1]), ends[2])
-    width = np.maximum(np.maximum(ends[0], ends[1]), ends[2]) - low
+    low = ends.min(axis=0)
+    width = ends.max(axis=0) - low
     # The distribution function by tanh: sum w (1 + tanh(z / 2)) / 2 < p  <=>  sum w tanh(z / 2) < 2 p - 1.
     half_rate = (0.5 / scales).astype(np.float32, copy=False)
     for _ in range(ROUNDS):
         width /= SECTIONS
         points = low[:, None, :] + width[:, None, :] * INNER[:, None]  # (quantile, section, n)
-        total = _weighted_tanh(points, weights, locations, half_rate)
-        low += width * (total < BAND_TANH[:, None, None]).sum(axis=1, dtype=np.float32)
-    high, found = low + width, low + 0.5 * width
-    steepest = weights * half_rate
-    for _ in range(POLISHES):
-        z = np.tanh((found - locations[:, None, :]) * half_rate[:, None, :])
-        missing = BAND_TANH[:, None] - (weights[:, None, :] * z).sum(axis=0)
-        slope = (steepest[:, None, :] * (1 - z * z)).sum(axis=0)
-        low, high = np.where(missing > 0, found, low), np.where(missing > 0, high, found)
-        found = np.minimum(np.maximum(found + missing / np.maximum(slope, 1e-12), low), high)
-    columns: Float32 = found.T
-    return columns
-
-
-def _weighted_tanh(points: Float32, weights: Float32, locations: Float32, half_rate: Float32) -> Float32:
-    """sum over the components of w tanh((point - location) / 2 scale), of the shape of `points`."""
-    parts: list[Float32] = []
-    for k in range(COMPONENTS):
-        z = points - locations[k]
-        z *= half_rate[k]
+        z = points - locations[:, None, None, :]  # (component, quantile, section, n)
+        z *= half_rate[:, None, None, :]
         np.tanh(z, out=z)
-        z *= weights[k]
-        parts.append(z)
-    total, *others = parts
-    for part in others:
-        total += part
-    return total
+        z *= weights[:, None, None, :]
+        low += width * (z.sum(axis=0) < BAND_TANH[:, None, None]).sum(axis=1, dtype=np.float32)
+    middle = low + 0.5 * width
+    z = np.tanh((middle - locations[:, None, :]) * half_rate[:, None, :])
+    missing = BAND_TANH[:, None] - (weights[:, None, :] * z).sum(axis=0)
+    slope = ((weights * half_rate)[:, None, :] * (1 - z * z)).sum(axis=0)
+    polished = np.minimum(np.maximum(middle + missing / np.maximum(slope, 1e-12), low), low + width)
+    columns: Float32 = polished.T
+    return columns
