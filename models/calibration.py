@@ -258,8 +258,7 @@ class Calibration:
         self._anchor(_cells(slots).ravel())
 
     def _anchor(self, cells: Slots) -> None:
-        """Finds the middle of the bin of the ANCHOR_RANK-th largest anew, for views by `_cells`; 0 while there are
-        fewer."""
+        """Finds the middle of the bin of each ANCHOR_RANK-th largest anew, by `_cells`; 0 while there are fewer."""
         if not len(cells):
             return
         from_above = self.histogram.reshape(-1, BINS)[cells, ::-1].cumsum(axis=1, dtype=np.uint16)

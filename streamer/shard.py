@@ -29,6 +29,7 @@ LATER = ("recent", "recent.count", "pauses", "forecasters", "scorer", "between")
 LISTENED_SECONDS = (
     3600.0  # after an outage, or when the clock was set: so long every series has to show that it is there
 )
+LOOK_SECONDS = 60.0  # silence is looked for so often at least: what begins after two days may begin a minute later
 ROUNDING_SECONDS = 1e-3  # of an epoch time, less an interval: a thousandth of it
 PAUSED, RETURNING = 1, 2
 """in `Shard.pauses`: in maintenance; the next reading is the first after it"""
@@ -259,7 +260,8 @@ class Shard:
     def find_silent(self, now: float) -> list[Change]:
         """Opens alarms for the series and devices that are overdue `now`.
 
-        While nothing comes nobody is overdue before the next one's time is up: until then there is no need to look.
+        While nothing comes nobody is overdue before the next one's time is up: until then there is no need to look. But
+        a series that does not report by the clock may become one that can be overdue, by its age alone.
         """
         if self._none_due[0] <= now <= self._none_due[1]:
             return []
@@ -267,7 +269,7 @@ class Shard:
         watched = np.where(self.pauses[:count] == PAUSED, FREE, self.registry.devices)
         quiet, allowed = self.cadence.quiet_seconds(count, now), self.cadence.allowed_seconds(count, now)
         left = (allowed - quiet)[(watched >= 0) & (quiet <= allowed)]
-        self._none_due = now, now + float(left.min(initial=np.inf)) - ROUNDING_SECONDS
+        self._none_due = now, now + float(left.min(initial=LOOK_SECONDS)) - ROUNDING_SECONDS
         return self.silence_alarms.sweep(
             now, quiet, allowed, self.cadence.arrival(count), watched, self.registry.key, self.registry.device_key
         )

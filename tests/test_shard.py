@@ -108,6 +108,18 @@ def test_who_is_not_looked_for_is_not_overdue(seed: int) -> None:
     assert skipped > 100
 
 
+def test_a_series_that_comes_of_age_while_nothing_comes_is_looked_for() -> None:
+    """One that does not report by the clock can be overdue once it is two days old, not when others report again."""
+    shard, now = new_shard(KEYS[:1]), START
+    shard.listen_from(START)
+    for gap in [10.0, 100.0, 30.0] * 15:
+        shard.process(batch([0], now, [20.0]), now)
+        now += gap
+    of_age = START + 2 * 86_400.0
+    assert shard.find_silent(of_age - 30.0) == []
+    assert [change.what for change in shard.find_silent(of_age + 31.0)] == ["opened"]
+
+
 class Told(NamedTuple):
     """All of a change that is not a number that may differ by rounding."""
 
