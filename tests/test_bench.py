@@ -54,6 +54,18 @@ def test_the_daemon_reads_what_the_generator_writes(qos: int) -> None:
     assert all(10 <= each["value"] < 100 for each in read)
 
 
+def test_a_plan_that_begins_where_another_ended_goes_on_with_it() -> None:
+    """A jump of all series at the beginning of every phase would be hundreds of alarms, and no plant."""
+    whole = Load(Plan(0, "bench", 3, 12, 60.0, 1.7e9 + 0.5)).take(12)
+    parts = [Load(Plan(0, "bench", 3, 6, 60.0, 1.7e9 + 0.5 + k, qos=1)).take(6) for k in (0, 2)]
+    assert [m.payload for m in messages_of(whole)] == [m.payload for part in parts for m in messages_of(part)]
+    past = Load(Plan(0, "bench", 1, 1, 60.0, 1.7e9, history=2)).take(1)
+    then = Load(Plan(0, "bench", 1, 1, 60.0, 1.7e9 + 2)).take(1)
+    went = Load(Plan(0, "bench", 1, 3, 60.0, 1.7e9)).take(3)
+    read = [json.loads(message.payload) for message in messages_of(past + then)]
+    assert [*read[0], read[1]] == [json.loads(message.payload) for message in messages_of(went)]
+
+
 def test_packet_identifiers_start_again_at_one() -> None:
     """0 is forbidden, and there are 65,535 others."""
     load = Load(Plan(0, "t", 1, 70_000, 60.0, 1.7e9))

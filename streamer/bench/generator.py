@@ -36,7 +36,8 @@ class Plan(msgspec.Struct, frozen=True):
     seconds: float
     """after which it ends in any case"""
     start: float
-    """event time of the first round over all topics, epoch seconds of ten digits; every round is a second later"""
+    """event time of the first round over all topics, epoch seconds of ten digits; every round is a second later. What a
+    series reports goes by it, so that a plan which begins where another ended goes on with it"""
     fields: int = 1
     """readings in a message"""
     qos: int = 1
@@ -62,6 +63,7 @@ class Load:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._bodies = bodies(plan.fields)
+        self._round = int(plan.start)
         length = len(self._payload(0, 0))
         self._heads = [publish_head(f"{plan.prefix}/{k}", length, plan.qos) for k in range(plan.topics)]
         self._sent = 0
@@ -78,11 +80,11 @@ class Load:
         return b"".join(packets)
 
     def _payload(self, turn: int, topic: int) -> bytes:
-        start, history = self._plan.start, self._plan.history
+        start, history, first = self._plan.start, self._plan.history, self._round + 37 * topic
         if history == 1:
-            return payload(self._bodies[(turn + 37 * topic) % BODIES], start + turn)
+            return payload(self._bodies[(first + turn) % BODIES], start + turn)
         turns = range(turn * history, (turn + 1) * history)
-        return b"[%s]" % b",".join([payload(self._bodies[(t + 37 * topic) % BODIES], start + t) for t in turns])
+        return b"[%s]" % b",".join([payload(self._bodies[(first + t) % BODIES], start + t) for t in turns])
 
 
 def bodies(fields: int) -> list[bytes]:
