@@ -184,6 +184,12 @@ class Cadence:
         unknown = (gaps < LEARNED_GAPS) | (~regular & (now - rows[:, _Column.FIRST] < IRREGULAR_HISTORY_SECONDS))
         return np.where(unknown, np.inf, np.maximum(allowed, LEAST_SILENCE_SECONDS))
 
+    def unknown_seconds(self, count: int, now: float) -> float:
+        """In how many seconds the next of the first `count` series is known for long enough, so that
+        `allowed_seconds` may change though nothing comes; infinite if none is waited for."""
+        left = self.rows[:count, _Column.FIRST] + IRREGULAR_HISTORY_SECONDS - now
+        return float(left[left > 0].min(initial=np.inf))
+
     def is_late(self, count: int, now: float) -> NDArray[np.bool_]:
         """Which of the first `count` series have reported longer ago than they do, whoever is to blame: what they are
         like now is not known. Where their cadence is not either, five mean intervals and STALE_SECONDS have to pass.

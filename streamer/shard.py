@@ -259,7 +259,8 @@ class Shard:
     def find_silent(self, now: float) -> list[Change]:
         """Opens alarms for the series and devices that are overdue `now`.
 
-        While nothing comes nobody is overdue before the next one's time is up: until then there is no need to look.
+        While nothing comes nobody is overdue before the next one's time is up, or is known: until then there is no need
+        to look.
         """
         if self._none_due[0] <= now <= self._none_due[1]:
             return []
@@ -267,7 +268,8 @@ class Shard:
         watched = np.where(self.pauses[:count] == PAUSED, FREE, self.registry.devices)
         quiet, allowed = self.cadence.quiet_seconds(count, now), self.cadence.allowed_seconds(count, now)
         left = (allowed - quiet)[(watched >= 0) & (quiet <= allowed)]
-        self._none_due = now, now + float(left.min(initial=np.inf)) - ROUNDING_SECONDS
+        soonest = min(float(left.min(initial=np.inf)), self.cadence.unknown_seconds(count, now))
+        self._none_due = now, now + soonest - ROUNDING_SECONDS
         return self.silence_alarms.sweep(
             now, quiet, allowed, self.cadence.arrival(count), watched, self.registry.key, self.registry.device_key
         )
