@@ -30,6 +30,7 @@ from http import HTTPStatus
 
 from streamer.answers import Answer, Headers, Request, Stream
 from streamer.errors import ServiceError
+from streamer.metrics import wants_openmetrics
 from streamer.sharing import Shared
 
 STOP_SECONDS = 0.5
@@ -343,7 +344,7 @@ class Server:
 
     def _scrape(self, request: Request) -> Answer:
         accept = request.headers.get("accept", "")
-        kind = f"{_accepts_gzip(request)} {accept}"
+        kind = f"{_accepts_gzip(request)} {wants_openmetrics(accept)}"  # however many ways there are to say so
         scraped = self._scrapes.get(kind, lambda: _compressed(Answer(HTTPStatus.OK, *self._render(accept)), request))
         if scraped is not None:
             return scraped

@@ -210,6 +210,11 @@ class TurnCounts:
     """epoch seconds"""
 
 
+def wants_openmetrics(accept: str) -> bool:
+    """Whether who sends this header is answered in OpenMetrics: all that an exposition's format goes by."""
+    return "application/openmetrics-text" in {media.partition(";")[0].strip().lower() for media in accept.split(",")}
+
+
 class Metrics:
     """The numbers and their text. Any thread may call any method; each takes the lock, which is reentrant."""
 
@@ -358,8 +363,7 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics 1.0 where `accept` names it, else the text format 0.0.4."""
-        wanted = {media.partition(";")[0].strip().lower() for media in accept.split(",")}
-        is_openmetrics = "application/openmetrics-text" in wanted
+        is_openmetrics = wants_openmetrics(accept)
         encode, content_type = choose_encoder("application/openmetrics-text" if is_openmetrics else "")
         with self._rendering:
             text = encode(self._registry)

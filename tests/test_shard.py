@@ -120,6 +120,23 @@ def test_a_series_that_comes_of_age_while_nothing_comes_is_looked_for() -> None:
     assert [change.what for change in shard.find_silent(of_age + 31.0)] == ["opened"]
 
 
+def test_an_irregular_series_is_missed_once_it_is_known_for_long_enough() -> None:
+    """Though nothing whatever has come since before two days were over."""
+    shard = new_shard(KEYS)
+    shard.listen_from(START)
+    now = START
+    for k in range(120):
+        now += 3600.0 if k % 20 == 0 else 60.0
+        shard.process(batch(np.arange(5), now, noise(5, k)), now)
+    told = []
+    while now < START + 2 * 86_400.0 + 7200.0:
+        now += 600.0
+        told += [now] * len(shard.find_silent(now))
+    known_at = START + 3600.0 + 2 * 86_400.0
+    assert told
+    assert known_at <= told[0] <= known_at + 600.0
+
+
 class Told(NamedTuple):
     """All of a change that is not a number that may differ by rounding."""
 

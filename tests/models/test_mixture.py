@@ -62,3 +62,17 @@ def test_the_loss_is_that_of_training() -> None:
     np.testing.assert_allclose(found, wanted, atol=2e-4)
     assert found.min() == mixture.LEAST_LOSS
     assert found.max() == mixture.MOST_LOSS
+
+
+def test_quantiles_of_narrow_components_beside_wide_ones_are_found() -> None:
+    """Whatever the head says within reason, each has its share of the mixture below it, and they are in order."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    head = np.concatenate([rng.normal(0, 6, (n, 3)), rng.normal(0, 2, (n, 6))], axis=1).astype(np.float32)
+    previous, step = rng.uniform(-15, 15, n).astype(np.float32), (10 ** rng.uniform(-4, 1, n)).astype(np.float32)
+    forecast = mixture.unpack(head, previous, step)
+    found = mixture.quantiles(forecast).astype(np.float64)
+    weights, locations, scales = np.moveaxis(forecast.astype(np.float64), 1, 0)[:, :, None, :]
+    below = (weights * (1 + np.tanh((found[:, :, None] - locations) / (2 * scales))) / 2).sum(axis=2)
+    assert np.abs(below - mixture.BAND).max() < 0.05
+    assert (np.diff(found, axis=1) >= 0).all()
