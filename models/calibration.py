@@ -75,7 +75,7 @@ DISTANT_SHARE = 0.8  # a reading that is only far from the old normal, but not r
 
 OTHERS_WEIGHT = 0.25  # of the geometric mean of the others' scores in a device's joint one: measured
 QUIET_SCORE = 0.22  # about the median of all readings of the recordings
-LEAST_SCORE = 0.05  # none that the engine gives is smaller
+LEAST_SCORE = 0.05  # below it all are as quiet: the engine gives hardly any, and 0 has no logarithm
 
 MONTH_SECONDS = 30.44 * 86_400
 STRICTNESS_RANGE = (1.5, 9.0)  # -log10 p*: a reading a day and a budget of one, up to a reading a millisecond
@@ -145,7 +145,7 @@ class Calibration:
         grouped = self.histogram.reshape(*self.sums.shape, GROUP)
         self.sums[rows] = grouped[rows].sum(axis=3, dtype=np.uint16)
 
-    def _gather(self, slots: Slots) -> Float32:
+    def gather(self, slots: Slots) -> Float32:
         """These rows, column by column in memory: an operation on three views is then three long ones, not n short."""
         rows = np.asfortranarray(self.rows.take(slots, axis=0))
         new = rows[:, Column.COUNT] == 0
@@ -155,20 +155,16 @@ class Calibration:
         return rows
 
     def judge(self, slots: Slots, raw: Float32, strict: Float64) -> Judged:
-        """`smooth`, `rarity` and `distance` by one look at the rows."""
-        rows = self._gather(slots)
-        views = _smooth(rows, raw)
-        return Judged(views, self._rarity(rows, slots, views, strict), _distance(rows, views))
+        """The views of a reading of each slot, and what they mean, by one look at the rows; changes nothing.
 
-    def smooth(self, slots: Slots, raw: Float32) -> Float32:
-        """The views `(n, len(VIEWS))` from those of the reading alone; changes nothing."""
-        return _smooth(self._gather(slots), raw)
+        `raw` `(n, len(VIEWS))` are those of the reading alone. `strict` `(n,)`: -log10 of the tail probability that is
+        a score of 1.
+        """
+        rows = self.gather(slots)
+        views = smooth(rows, raw)
+        return Judged(views, self.rarity(rows, slots, views, strict), distance(rows, views))
 
-    def distance(self, slots: Slots, views: Float32) -> Float32:
-        """-log10 of the tail probability of each view `(n, len(VIEWS))` in the series' old normal."""
-        return _distance(self._gather(slots), views)
-
-    def rarity(self, slots: Slots, views: Float32, strict: Float64) -> Float32:
+    def rarity(self, rows: Float32, slots: Slots, views: Float32, strict: Float64) -> Float32:
         """-log10 of the tail probability of each view `(n, len(VIEWS))` among all that the series has shown.
 
         `strict` `(n,)`: -log10 of the tail probability that is a score of 1. As far as the ranks of the past can show
@@ -179,9 +175,6 @@ class Calibration:
         plain: beyond the third largest a tail as wide as the exceedances are, or as the way from the 90 % quantile to
         there, if that is wider. No single wild reading can deafen it.
         """
-        return self._rarity(self._gather(slots), slots, views, strict)
-
-    def _rarity(self, rows: Float32, slots: Slots, views: Float32, strict: Float64) -> Float32:
         asked, ranked = strict.astype(np.float32)[:, None], rows[:, Column.RANKED, None]
         bins, place = _bins(views)
         here, above = self._count(slots, bins)
@@ -221,7 +214,7 @@ class Calibration:
         """Takes views `(n, len(VIEWS))` in; where a reading is not `normal` `(n,)`, the old normal stays as it is."""
         if not len(slots):
             return
-        rows = self._gather(slots)
+        rows = self.gather(slots)
         threshold, excess = rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.EXCESS : Column.RECORD]
         count, teaches = rows[:, Column.COUNT, None], normal[:, None]
         over = views > threshold
@@ -296,18 +289,20 @@ class Calibration:
         self._anchor(_cells(np.array([slot])).ravel())
 
 
-def _smooth(rows: Float32, raw: Float32) -> Float32:
+def smooth(rows: Float32, raw: Float32) -> Float32:
+    """The views `(n, len(VIEWS))` from those of the reading alone; `rows` as `Calibration.gather` gives them."""
     before = rows[:, Column.SMOOTH : WIDTH]
     views: Float32 = before + SMOOTHING * (raw - before)
     return views
 
 
-def _distance(rows: Float32, views: Float32) -> Float32:
+def distance(rows: Float32, views: Float32) -> Float32:
+    """-log10 of the tail probability of each view `(n, len(VIEWS))` in the series' old normal."""
     threshold, excess = rows[:, Column.THRESHOLD : Column.EXCESS], rows[:, Column.EXCESS : Column.RECORD]
     young = DECADE * (1 + YOUNG / (rows[:, Column.COUNT, None] + 1))
     beyond = AT_THRESHOLD + (views - threshold) / (np.maximum(excess, LEAST_EXCESS) * young)
-    distance: Float32 = np.where(views > threshold, beyond, AT_THRESHOLD * views / threshold)
-    return distance
+    result: Float32 = np.where(views > threshold, beyond, AT_THRESHOLD * views / threshold)
+    return result
 
 
 def _cells(slots: Slots) -> Slots:
@@ -334,12 +329,11 @@ def joint_score(scores: Float64, strict: Float64) -> float:
     What the others see at the same time counts too: a fault mostly moves several channels, chance moves one.
     NaN if none has a score.
     """
-    known = ~np.isnan(scores)
-    count = int(known.sum())
+    score, strict = scores[~np.isnan(scores)], strict[~np.isnan(scores)]
+    count = len(score)
     if not count:
         return float("nan")
-    own = np.log(np.maximum(scores[known], LEAST_SCORE))
-    others = (own.sum() - own) / (count - 1) if count > 1 else np.full(1, np.log(QUIET_SCORE))
-    together = scores[known] * np.exp(OTHERS_WEIGHT * (others - np.log(QUIET_SCORE)))
-    rarity = np.maximum(together * strict[known] - np.log10(count), 0.0)
-    return float((rarity / strict[known]).max())
+    louder = np.log(np.maximum(score, LEAST_SCORE) / QUIET_SCORE)
+    others = (louder.sum() - louder) / max(count - 1, 1)  # a lone series has none, which is as if they were quiet
+    rarity = score * np.exp(OTHERS_WEIGHT * others) * strict - np.log10(count)
+    return float((np.maximum(rarity, 0.0) / strict).max())

@@ -40,9 +40,10 @@ def test_only_what_is_far_from_labels_counts() -> None:
 @pytest.mark.parametrize("limit", [calibration.MOST_DRIFT, features.Y_LIMIT])
 def test_a_view_at_its_limit_is_not_rare_for_ever(limit: float) -> None:
     """A hair below the limit, as often before: no more than one in a few hundred."""
-    rows = Calibration.allocate(1)
+    tails = Calibration.allocate(1)
     slots, normal = np.zeros(1, np.intp), np.ones(1, np.bool_)
     for k in range(4000):
         view = limit if k >= 3900 else 0.5
-        rows.learn(slots, np.full((1, len(VIEWS)), view * (1 - 1e-6), np.float32), normal)
-    assert rows.rarity(slots, np.full((1, len(VIEWS)), limit * (1 - 5e-7), np.float32), np.full(1, 6.0)).max() < 3.0
+        tails.learn(slots, np.full((1, len(VIEWS)), view * (1 - 1e-6), np.float32), normal)
+    views = np.full((1, len(VIEWS)), limit * (1 - 5e-7), np.float32)
+    assert tails.rarity(tails.gather(slots), slots, views, np.full(1, 6.0)).max() < 3.0

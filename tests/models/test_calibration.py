@@ -30,12 +30,12 @@ def taught(seed: int, readings: int, slots: int = 1, means: Float64 = MEANS) -> 
 
 
 def distance(tails: Calibration, *views: float) -> list[float]:
-    return [float(value) for value in tails.distance(ONE, np.array([views], np.float32))[0]]
+    return [float(value) for value in calibration.distance(tails.gather(ONE), np.array([views], np.float32))[0]]
 
 
 def rarity(tails: Calibration, *views: float, strict: float = 3.0) -> list[float]:
     """By default at a strictness that a thousand readings can show, so that the cautious tail counts."""
-    found = tails.rarity(ONE, np.array([views], np.float32), np.array([strict]))
+    found = tails.rarity(tails.gather(ONE), ONE, np.array([views], np.float32), np.array([strict]))
     return [float(value) for value in found[0]]
 
 
@@ -70,13 +70,12 @@ def test_a_new_series_has_the_prior() -> None:
 
 
 def test_a_look_teaches_nothing_and_a_reset_forgets() -> None:
-    """`distance` leaves the rows alone; a reset slot answers as a new one, and its neighbours as before."""
+    """`judge` leaves the rows alone; a reset slot answers as a new one, and its neighbours as before."""
     tails = taught(1, 50, slots=3)
     before = tails.rows.copy()
     views = np.full((3, len(VIEWS)), 2, np.float32)
-    tails.distance(np.arange(3), views)
     histogram = tails.histogram.copy()
-    tails.rarity(np.arange(3), tails.smooth(np.arange(3), views), np.full(3, 5.0))
+    tails.judge(np.arange(3), views, np.full(3, 5.0))
     np.testing.assert_array_equal(tails.rows, before)
     np.testing.assert_array_equal(tails.histogram, histogram)
     tails.reset(ONE)
@@ -107,7 +106,7 @@ def test_learned_tail_probabilities_are_right() -> None:
     tails = taught(2, 3000, slots=40)
     for chance, factor in ((1e-1, 1.5), (1e-2, 1.7), (1e-3, 2.1), (1e-4, 2.6), (1e-6, 3.6)):
         views = np.tile((-np.log(chance) * MEANS).astype(np.float32), (40, 1))
-        off = tails.distance(np.arange(40), views) + np.log10(chance)  # in powers of ten
+        off = calibration.distance(tails.gather(np.arange(40)), views) + np.log10(chance)  # in powers of ten
         assert np.abs(np.median(off, axis=0)).max() < np.log10(1.4), chance
         assert np.quantile(np.abs(off), 0.9) < np.log10(factor), chance
 
@@ -118,7 +117,7 @@ def test_as_many_exceed_as_the_chance_says() -> None:
     rng = np.random.default_rng(30)
     slots = np.repeat(np.arange(40), 500)
     views = (rng.exponential(size=(len(slots), len(VIEWS))) * MEANS).astype(np.float32)
-    share = (tails.distance(slots, views) > 2).mean(axis=0)
+    share = (calibration.distance(tails.gather(slots), views) > 2).mean(axis=0)
     assert (np.abs(np.log10(share / 0.01)) < np.log10(1.5)).all()
 
 
@@ -126,7 +125,8 @@ def test_a_young_series_is_not_stricter_than_its_age_allows() -> None:
     """The same view, far out, is less rare for a series of thirty readings than for one of three thousand."""
     far = np.full((20, len(VIEWS)), 5, np.float32)
     young, old = taught(5, 30, slots=20), taught(5, 3000, slots=20)
-    assert (young.distance(np.arange(20), far) < old.distance(np.arange(20), far)).mean() > 0.8
+    told = [calibration.distance(each.gather(np.arange(20)), far) for each in (young, old)]
+    assert (told[0] < told[1]).mean() > 0.8
 
 
 def test_one_wild_view_cannot_deafen_a_series() -> None:
@@ -299,18 +299,6 @@ def test_a_rank_counts_all_that_lies_above(seed: int, readings: int, size: list[
         assert above[0, view] == tails.histogram[0, view, k + 1 :].sum()
 
 
-def test_a_judgement_is_its_three_parts() -> None:
-    """`judge` looks once at what `smooth`, `rarity` and `distance` look at."""
-    tails, rng = taught(20, 300, slots=50), np.random.default_rng(21)
-    slots, strict = np.arange(50), np.full(50, 4.0)
-    raw = (rng.exponential(size=(50, len(VIEWS))) * 3 * MEANS).astype(np.float32)
-    found = tails.judge(slots, raw, strict)
-    views = tails.smooth(slots, raw)
-    np.testing.assert_array_equal(found.views, views)
-    np.testing.assert_array_equal(found.rarity, tails.rarity(slots, views, strict))
-    np.testing.assert_array_equal(found.distance, tails.distance(slots, views))
-
-
 @pytest.mark.parametrize("spoiled", [b"", b"garbage", bytes(1000)])
 def test_what_does_not_fit_is_not_put_back(spoiled: bytes) -> None:
     """A kept part that is damaged is refused whole."""
@@ -331,10 +319,10 @@ def test_views_are_moving_averages() -> None:
     tails, wanted = Calibration.allocate(1), np.zeros(len(VIEWS))
     for _ in range(50):
         raw: Float32 = rng.random((1, len(VIEWS))).astype(np.float32)
-        views = tails.smooth(ONE, raw)
+        views = calibration.smooth(tails.gather(ONE), raw)
         wanted += calibration.SMOOTHING * (raw[0] - wanted)
         np.testing.assert_allclose(views[0], wanted, rtol=1e-5)
-        np.testing.assert_array_equal(views, tails.smooth(ONE, raw))
+        np.testing.assert_array_equal(views, calibration.smooth(tails.gather(ONE), raw))
         tails.learn(ONE, views, NORMAL)
 
 
