@@ -27,6 +27,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.bounds import within
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Slots = NDArray[np.intp]
@@ -196,7 +198,7 @@ class Calibration:
         plain = np.where(above_anchor > 0, at_anchor + above_anchor, 0)
 
         beyond = (asked - np.log10(ranked + 1) - SHOWN) / (UNSHOWN - SHOWN)
-        trust = np.minimum(np.maximum(beyond, 0), 1)
+        trust = within(beyond, 0, 1)
         result: Float32 = np.maximum(cautious + trust * np.maximum(plain - cautious, 0), 0)
         return result
 
@@ -220,7 +222,7 @@ class Calibration:
         over = views > threshold
         width = np.maximum(excess, LEAST_EXCESS)
         rate = np.maximum(10.0 / (count + 10.0), SLOWEST_THRESHOLD_RATE)
-        size = np.minimum(np.maximum(views - threshold, 0.0), MOST_EXCESSES * width)
+        size = within(views - threshold, 0.0, MOST_EXCESSES * width)
         excess_rate = np.maximum(1.0 / (TAIL_SHARE * count + PRIOR_WEIGHT), SLOWEST_EXCESS_RATE)
         moved = np.maximum(threshold + rate * width * (over - TAIL_SHARE), 0.05)
         rows[:, Column.EXCESS : Column.RECORD] = excess + (over & teaches) * excess_rate * (size - excess)

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.bounds import within
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Slots = NDArray[np.intp]
@@ -56,7 +58,7 @@ SETTLED, YOUNG_CLIP_SCALES = 5, 100.0  # the same for the first few readings
 CLIP_SCALES = 10.0  # a deviation counts at most this many scales when it is learned
 RELATIVE_FLOOR = 1e-6  # of |location|: about the resolution of a float32 sensor
 ABSOLUTE_FLOOR = 1e-12
-Y_LIMIT = 15.0  # asinh(1.6e6); where numbers are few, the two halves of `np.clip` take a third of its time
+Y_LIMIT = 15.0  # asinh(1.6e6)
 OLDEST = 4096  # readings: no training series is longer, so that no older age is ever shown
 
 
@@ -148,12 +150,12 @@ class Look(NamedTuple):
 
 def to_y(value: Float64, location: Float64, scale: Float64) -> Float32:
     """The network's coordinate of a value, within +-Y_LIMIT."""
-    return np.minimum(np.maximum(np.arcsinh((value - location) / scale), -Y_LIMIT), Y_LIMIT).astype(np.float32)
+    return within(np.arcsinh((value - location) / scale), -Y_LIMIT, Y_LIMIT).astype(np.float32)
 
 
 def from_y(y: NDArray[np.floating], location: Float64, scale: Float64) -> Float64:
     """The value at a coordinate of the network, in the series' own unit."""
-    return location + scale * np.sinh(np.minimum(np.maximum(y.astype(np.float64), -Y_LIMIT), Y_LIMIT))
+    return location + scale * np.sinh(within(y.astype(np.float64), -Y_LIMIT, Y_LIMIT))
 
 
 def _scale(narrow: Float32, location: Float64) -> Float64:
@@ -174,7 +176,7 @@ def look(statistics: Statistics, slots: Slots, time: Float64) -> Look:
     recent = np.maximum(narrow[:, Narrow.RECENT_STEP], step_floor)
 
     elapsed = np.where(count > 0, time - wide[:, Wide.TIME], np.nan)
-    log_elapsed = np.log(np.minimum(np.maximum(np.where(count > 0, elapsed, 1.0), 1e-3), 1e7))
+    log_elapsed = np.log(within(np.where(count > 0, elapsed, 1.0), 1e-3, 1e7))
 
     day_phase = time * (2 * np.pi / DAY_SECONDS)
     week_phase = time * (2 * np.pi / WEEK_SECONDS)
@@ -201,9 +203,9 @@ def look(statistics: Statistics, slots: Slots, time: Float64) -> Look:
     inputs[:, 15] = narrow[:, Narrow.WEEK_RESIDUAL]
     inputs[:, 16] = np.log1p(np.minimum(count, OLDEST)) / 8.0
     inputs[:, 17] = narrow[:, Narrow.REPEATS]
-    np.minimum(np.maximum(inputs, -Y_LIMIT, out=inputs), Y_LIMIT, out=inputs)
+    inputs = within(inputs, -Y_LIMIT, Y_LIMIT)
     slope = 1.0 / np.cosh(previous)  # of asinh at the previous reading
-    step_y = np.minimum(np.maximum(step / scale * slope, 1e-4), 10.0).astype(np.float32)
+    step_y = within(step / scale * slope, 1e-4, 10.0).astype(np.float32)
     return Look(inputs, location, scale, previous, step_y, elapsed)
 
 
@@ -226,7 +228,7 @@ def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, n
     # The first few deviations set the scale; from then on one wild value may move it only so far.
     clip = np.where(count < SETTLED, YOUNG_CLIP_SCALES, CLIP_SCALES)
     limit = clip * scale
-    deviation = np.minimum(np.maximum(value - location, -limit), limit)
+    deviation = within(value - location, -limit, limit)
     difference = np.where(first, 0.0, value - wide[:, Wide.VALUE])
     step = narrow[:, Narrow.STEP]
     step_limit = clip * np.maximum(step, 1e-3 * scale)
@@ -240,7 +242,7 @@ def learn(statistics: Statistics, slots: Slots, time: Float64, value: Float64, n
     narrow[awakes, Narrow.STEP] = narrow[awakes, Narrow.SCALE]
 
     elapsed = np.where(first, 0.0, time - wide[:, Wide.TIME])
-    log_elapsed = np.log(np.minimum(np.maximum(elapsed, 1e-3), 1e7))
+    log_elapsed = np.log(within(elapsed, 1e-3, 1e7))
     mean_log = narrow[:, Narrow.LOG_ELAPSED]
     elapsed_rate = np.where(first | (elapsed < 0), 0.0, np.maximum(1.0 / np.maximum(count - 1, 1.0), ELAPSED_RATE))
 
@@ -311,5 +313,5 @@ def _learn_season(
         row = number.astype(np.int64) % buckets
         known = visits[slots, row] > 0
         usual = np.arcsinh(values[slots, row] / scale)
-        residual = np.minimum(np.maximum(away - usual, -Y_LIMIT), Y_LIMIT)
+        residual = within(away - usual, -Y_LIMIT, Y_LIMIT)
         narrow[:, residual_at] = np.where(known, residual, 0.0)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from models.bounds import within
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
@@ -31,8 +33,8 @@ def unpack(head: Float32, previous: Float32, step: Float32) -> Float32:
     logits, shifts, log_scales = np.ascontiguousarray(head.T).reshape(parts.shape)
     weights = np.exp(logits - logits.max(axis=0))
     parts[0] = weights / weights.sum(axis=0)
-    parts[1] = previous + step * np.sinh(np.minimum(np.maximum(shifts, -SHIFT_LIMIT), SHIFT_LIMIT))
-    spread = np.exp(np.minimum(np.maximum(log_scales, -LOG_SCALE_LIMIT), LOG_SCALE_LIMIT))
+    parts[1] = previous + step * np.sinh(within(shifts, -SHIFT_LIMIT, SHIFT_LIMIT))
+    spread = np.exp(within(log_scales, -LOG_SCALE_LIMIT, LOG_SCALE_LIMIT))
     parts[2] = np.maximum(step * spread, SCALE_FLOOR)
     return parts.transpose(2, 0, 1)
 
@@ -75,6 +77,6 @@ def quantiles(forecast: Float32) -> Float32:
     z = np.tanh((middle - locations[:, None, :]) * half_rate[:, None, :])
     missing = BAND_TANH[:, None] - (weights[:, None, :] * z).sum(axis=0)
     slope = ((weights * half_rate)[:, None, :] * (1 - z * z)).sum(axis=0)
-    polished = np.minimum(np.maximum(middle + missing / np.maximum(slope, 1e-12), low), low + width)
+    polished = within(middle + missing / np.maximum(slope, 1e-12), low, low + width)
     columns: Float32 = polished.T
     return columns
