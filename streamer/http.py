@@ -72,8 +72,6 @@ class Limits:
     streams: int = 16
     scrapes: int = 16
     """that wait for their text"""
-    kinds: int = 4
-    """of texts that are waited for: two formats, each compressed or not"""
     waiting_bytes: int = 256 * 2**20
     """of answers that wait to be read; one with 100,000 series has about 60 MiB"""
     head_bytes: int = 8192
@@ -146,7 +144,7 @@ class Server:
         """digest of user name and password; None: whoever comes is answered"""
         self.set_password(password)
         self._limits = limits or Limits()
-        self._scrapes = Shared[Answer](self._limits.kinds, self._limits.scrapes)
+        self._scrapes = Shared[Answer](self._limits.scrapes)
         self._listener: socket.socket | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()

@@ -14,12 +14,12 @@ T = TypeVar("T")
 class Shared(Generic[T]):
     """`get` is for any thread."""
 
-    def __init__(self, most_kinds: int, most_asking: int) -> None:
-        self._most_kinds = most_kinds
+    def __init__(self, most_asking: int) -> None:
         self._most_asking = most_asking
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._never = threading.Event()
+        """what a rest waits for, and nobody sets; `time.sleep` would go by the wall clock where libfaketime moves that"""
         self._free_at = -float("inf")
         """monotonic; who makes one takes the interpreter from others, and then they have it for as long"""
         self._next: dict[str, Future[T]] = {}
@@ -29,14 +29,13 @@ class Shared(Generic[T]):
     def get(self, kind: str, make: Callable[[], T]) -> T | None:
         """What one of those who ask for this kind makes after all have asked; raises what `make` does.
 
-        None: too many ask already, or for too many kinds.
+        Of kinds there are few: each that is asked for is made by itself. None: too many ask already.
         """
         with self._lock:
-            coming = self._next.get(kind)
-            has_room = coming is not None or len(self._next) < self._most_kinds
-            if self._asking >= self._most_asking or not has_room:
+            if self._asking >= self._most_asking:
                 return None
             self._asking += 1
+            coming = self._next.get(kind)
             mine = self._next[kind] = Future() if coming is None else coming
         try:
             if coming is None:

@@ -17,7 +17,7 @@ SECONDS = 20.0
 
 def test_a_failure_is_for_all_who_wait_for_it_and_for_nobody_else() -> None:
     """Whoever asks later has another try."""
-    shared, may_fail = Shared[int](4, 16), threading.Event()
+    shared, may_fail = Shared[int](16), threading.Event()
 
     def wait_for_it() -> int:
         assert may_fail.wait(SECONDS)
@@ -41,7 +41,7 @@ def test_a_failure_is_for_all_who_wait_for_it_and_for_nobody_else() -> None:
 
 def test_who_makes_one_leaves_as_much_time_to_others() -> None:
     """However many ask, half of the time nobody is at it."""
-    shared, times = Shared[int](4, 16), list[tuple[float, float]]()
+    shared, times = Shared[int](16), list[tuple[float, float]]()
 
     def make() -> int:
         begun_at = time.monotonic()

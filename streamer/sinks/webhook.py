@@ -390,7 +390,7 @@ def _key(secret: str) -> bytes:
 
 
 def _events(kept: bytes | None) -> list[Kept]:
-    """None if the file is not as we write it."""
+    """What the file says; nothing waits if it is not as we write it."""
     try:
         return msgspec.json.decode(kept or b"[]", type=list[Kept])
     except (msgspec.DecodeError, UnicodeDecodeError):
