@@ -20,12 +20,13 @@ from streamer import recovery, signals, version
 from streamer.clock import Clock, Steps, SystemClock
 from streamer.disk import DiskFiles
 from streamer.diskthread import DiskThread, Patient
-from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, Engine
+from streamer.engine import Adjustment, Engine
 from streamer.errors import SettingsError, StateError
 from streamer.generations import Generations, Origin
 from streamer.http import Server
 from streamer.http import tls_context as server_tls_context
 from streamer.inbox import Inbox
+from streamer.intake import MESSAGE_REJECTIONS, READING_REJECTIONS
 from streamer.journal import Journal
 from streamer.log import SparingLog, configure, event, set_level
 from streamer.metrics import Metrics

@@ -11,7 +11,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -24,17 +24,17 @@ from streamer.clock import STALE_SECONDS, Clock
 from streamer.detector import no_scores
 from streamer.exposition import SeriesTable
 from streamer.inbox import Inbox
+from streamer.intake import Intake
 from streamer.journal import Journal
 from streamer.log import SparingLog, event
 from streamer.metrics import ALARM_KINDS, Metrics, TurnCounts
 from streamer.orders import Deed, Orders, understood
-from streamer.payloads import Columns, Decoder
-from streamer.readings import Alarm, Batch, Float64, Message, Unscored
+from streamer.payloads import Decoder
+from streamer.readings import Alarm, Float64, Message, Unscored
 from streamer.records import (
     Abnormal,
     Evicted,
     Fact,
-    Group,
     Heard,
     Paused,
     Rebuilt,
@@ -44,7 +44,6 @@ from streamer.records import (
 )
 from streamer.recovery import apply, slices
 from streamer.redelivery import Redelivery
-from streamer.registry import FREE
 from streamer.remembrance import Remembrance
 from streamer.requests import Command, Result
 from streamer.safekeeping import PATIENCE_SECONDS, RETRY_SECONDS, Begin, Safekeeping, at_once
@@ -65,7 +64,6 @@ STILL_SECONDS = 10.0  # how often it is looked who has become stale, while nothi
 OWED_SNAPSHOT_SECONDS = 5.0  # one that must be written before anything is acknowledged is tried so often
 REST_SECONDS = 0.05  # between two looks whether a slow disk has answered
 STUCK_SECONDS = 30.0  # a turn that takes longer means that scoring stands still
-LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
 IDLE_SECONDS = 48 * 3600.0  # a series that has been quiet for so long makes room for a new one
 MOST_EVICTED = 1000  # in a sweep: some milliseconds
 MOST_WATCHED = 256  # series for which the weights before forecast on
@@ -73,8 +71,6 @@ REBUILT_ROWS = 64  # series that get their state under other weights between two
 MOST_CLOSED = 100  # alarms that were closed of late are kept for who looks on
 MOST_SHOWN = 200  # characters of a key that somebody else has written, in the log
 MAX_PENDING_BYTES = 64 << 20  # of readings that a disk refuses: they are kept in memory, and then no more are taken
-MESSAGE_REJECTIONS = ("redelivered",)
-READING_REJECTIONS = ("future", "out_of_range", "admission_rate", "admission_full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +94,6 @@ class Occasion(NamedTuple):
     devices: list[str]
     """by slot: the key of its device, empty where there is none"""
     budget_per_series_month: float
-
-
-@dataclass(slots=True, eq=False)
-class _Fates:
-    """What has become of the messages of a turn; those that were decoded in three lists of one length."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
-    senders: list[Message] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    """length of the columns after each"""
-    digests: list[int] = field(default_factory=list)
-    """0 where nobody will ask whether it came before"""
 
 
 class Engine:
@@ -161,7 +144,6 @@ class Engine:
         """
         self._instance = instance
         self._shard = shard
-        self._decoder = decoder
         self._inbox = inbox
         self._metrics = metrics
         self._clock = clock
@@ -183,10 +165,8 @@ class Engine:
         """in the middle of a group: the state is none that a snapshot could name"""
         self._leaving = threading.Event()
         self._hearing = hearing
-        self._session = session
         self._save = save
         self._snapshot_seconds = snapshot_seconds
-        self._max_future_seconds = max_future_seconds
         self._idle_seconds = idle_seconds
         self._silent = silent
         self._telling = Telling(instance, shard, publish, metrics, publish_series, hand_on)
@@ -196,10 +176,16 @@ class Engine:
         self._command_topic = command_topic(instance) if takes_commands else None
         self._sparing = SparingLog(log, 10.0, clock.monotonic)
 
-        self._columns = Columns()
-        self._refused_before = dict(shard.registry.refused)
-        self._wanting = 0
-        """readings since the last sweep whose new series found no room"""
+        self._intake = Intake(
+            decoder,
+            self._safekeeping,
+            shard.registry,
+            session=session,
+            divert=self._divert,
+            hear=self._hear,
+            max_future_seconds=max_future_seconds,
+            sparing=self._sparing,
+        )
         self._heard_by = 0
         self._taken_until = -np.inf
         """arrival of the last message that was taken"""
@@ -475,17 +461,13 @@ class Engine:
     def _settle(self, messages: list[Message], started: float) -> None:
         now = self._clock.now()
         self._taken_until = messages[-1].arrival
-        fates = self._decode(messages)
+        fates = self._intake.read(messages)
         self._obey(started)  # what these messages command: it is safe before they are acknowledged
-        readings = len(self._columns) + sum(self._columns.rejected.values())
-        readings_rejected: Counter[str] = Counter({str(k): n for k, n in self._columns.rejected.items()})
-        group, refused = self._group(now, fates, readings_rejected)
-        batch, arrivals = group.batch, group.arrivals()
+        admitted = self._intake.admit(now, fates)
         self._commit(messages, started)
-        ready = self._shard.hold(batch, arrivals)
+        ready = self._shard.hold(admitted.group.batch, admitted.group.arrivals())
         outcome = self._process(ready)
         if outcome is None:
-            self._columns.clear()
             return
         self._safekeeping.applied(messages)
         finished = self._clock.now()
@@ -494,11 +476,11 @@ class Engine:
             retained=fates.counts["retained"],
             ignored=fates.counts["ignored"],
             rejected=fates.rejected,
-            readings=readings,
+            readings=admitted.readings,
             verdicts=np.bincount(outcome.scores.unscored, minlength=len(Unscored)),
-            readings_rejected=readings_rejected,
+            readings_rejected=admitted.rejected,
             pending=len(self._shard.reorder),
-            series_refused=refused,
+            series_refused=admitted.series_refused,
             alarms_opened=_kinds(outcome, "opened"),
             alarms_closed=_kinds(outcome, "closed"),
             latency_seconds=_latency_seconds(ready, outcome, finished),
@@ -508,7 +490,13 @@ class Engine:
         with self._metrics.lock:
             self._inbox.done()
             self._metrics.settle(turn)
-        self._columns.clear()
+
+    def _divert(self, message: Message) -> None:
+        """It is none with readings: a command, or for a listener, or nobody's."""
+        if message.topic == self._command_topic:
+            self._orders.take(message)
+        elif listener := self._listeners.get(message.topic):
+            listener(message)
 
     def _commit(self, messages: Sequence[Message], started: float) -> None:
         """Append, fdatasync, PUBACK: only what is safe is acknowledged."""
@@ -546,98 +534,6 @@ class Engine:
             whole.changes.extend(part.changes)
             self.progress_at = self._clock.monotonic()
         return whole
-
-    def _decode(self, messages: list[Message]) -> _Fates:
-        """Fills the columns."""
-        fates, session = _Fates(), self._session()
-        # What waits of an older connection belongs to the session before; its end is journaled ahead of this turn.
-        older = next((n for n, message in enumerate(messages) if message.connection >= session), len(messages))
-        self._sort(messages[:older], fates)
-        if older < len(messages) and self._safekeeping.note_session(session):
-            fates.digests = [0] * len(fates.digests)
-        self._sort(messages[older:], fates)
-        return fates
-
-    def _sort(self, messages: list[Message], fates: _Fates) -> None:
-        """Those that are readings are read, as many at once as may be."""
-        run: list[Message] = []
-        is_wanted = self._decoder.is_wanted
-        for message in messages:
-            if message.dup:
-                self._read(run, fates)  # it may be one of these again
-                run = []
-                if self._safekeeping.is_known(message):
-                    fates.rejected["redelivered"] += 1
-                    continue
-            if not is_wanted(message.topic):
-                fates.counts["ignored"] += 1
-                if message.topic == self._command_topic:
-                    self._orders.take(message)
-                elif listener := self._listeners.get(message.topic):
-                    listener(message)
-            elif message.retain:
-                fates.counts["retained"] += 1
-            else:
-                run.append(message)
-        self._read(run, fates)
-
-    def _read(self, run: list[Message], fates: _Fates) -> None:
-        for message, end in zip(run, self._decoder.decode_all(run, self._columns), strict=True):
-            if isinstance(end, int):
-                fates.senders.append(message)
-                fates.ends.append(end)
-            else:
-                reason = str(end)
-                fates.rejected[reason] += 1
-                self._sparing.event(logging.INFO, "message rejected", per=reason, reason=reason, topic=message.topic)
-        new = fates.senders[len(fates.digests) :]
-        fates.counts["decoded"] += len(new)
-        fates.digests += self._safekeeping.note(new)
-
-    def _group(self, now: float, fates: _Fates, rejected: Counter[str]) -> tuple[Group, dict[str, int]]:
-        """The readings that reach the model, written into the journal; the others are added to `rejected`."""
-        columns, registry = self._columns, self._shard.registry
-        time, value = np.array(columns.time, np.float64), np.array(columns.value, np.float64)
-        ends = np.array(fates.ends, np.intp)
-        owner = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-        future = time > now + self._max_future_seconds
-        out_of_range = ~future & (np.abs(value) > LARGEST_VALUE)
-        good = ~(future | out_of_range)
-        if not good.all():
-            self._hear([columns.key[row] for row in np.flatnonzero(~good).tolist()], now)
-        if future.any():
-            row = int(np.flatnonzero(future)[0])
-            self._sparing.event(
-                logging.WARNING, "reading rejected: its time is in the future", key=columns.key[row],
-                ahead_seconds=round(float(time[row]) - now, 1), advice="check its clock, and input.time_zone",
-            )  # fmt: skip
-        # A reading that is refused for its value or time must not found a series.
-        keys = columns.key if good.all() else [key for key, is_good in zip(columns.key, good, strict=True) if is_good]
-        slot = np.full(len(columns), FREE, np.int32)
-        admitted: list[int] = []
-        slot[good] = registry.resolve(keys, now, admitted)
-        refused = {name: n - self._refused_before[name] for name, n in registry.refused.items()}
-        self._refused_before = dict(registry.refused)
-        self._wanting += refused["full"]
-        for reason, n in (
-            ("future", int(future.sum())),
-            ("out_of_range", int(out_of_range.sum())),
-            *((f"admission_{name}", n) for name, n in refused.items()),
-        ):
-            if n:
-                rejected[reason] += n
-            if n and reason != "future":
-                self._sparing.event(logging.WARNING, "readings rejected", per=reason, reason=reason, readings=n)
-        rows = np.flatnonzero(slot != FREE)
-        flags = np.array(columns.flags, np.uint8)
-        group = self._safekeeping.append_group(
-            Batch(slot[rows], time[rows], value[rows], flags[rows]),
-            fates.senders,
-            np.bincount(owner[rows], minlength=len(fates.senders)).astype(np.uint32),
-            fates.digests,
-            admitted,
-        )
-        return group, refused
 
     def _append_each(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
@@ -683,7 +579,7 @@ class Engine:
     def _take_mail(self) -> None:
         adjustment, self._mailbox = self._mailbox, None
         if adjustment is not None:
-            self._decoder = adjustment.decoder
+            self._intake.decoder = adjustment.decoder
             self._silent = adjustment.silent
             self._shard.detector.budget_per_series_month = adjustment.budget_per_series_month
 
@@ -754,7 +650,7 @@ class Engine:
     def _make_room(self, started: float, now: float) -> None:
         """Idle series give way to new ones that were refused since the last sweep, as fast as new ones are let in."""
         registry = self._shard.registry
-        wanting, self._wanting = min(self._wanting, int(registry.bucket[0])), 0
+        wanting, self._intake.wanting = min(self._intake.wanting, int(registry.bucket[0])), 0
         most = min(wanting + max(len(registry) - registry.max_series, 0), MOST_EVICTED) if wanting else 0
         slots = self._shard.idle(now, self._idle_seconds, most) if most else np.empty(0, np.intp)
         if not len(slots):

@@ -18,6 +18,8 @@ Float64 = NDArray[np.float64]
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 
+LARGEST_VALUE = 1e30  # a number beyond is no measurement, and float32 statistics could not hold its square
+
 
 class Message(NamedTuple):
     """One PUBLISH as it came from the broker, undecoded."""

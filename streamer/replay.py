@@ -25,13 +25,12 @@ from models import calibration, history
 from models.step import NumpyStepper
 from models.weights import Weights
 from streamer.detector import DIFFERENT_SECONDS
-from streamer.engine import LARGEST_VALUE
 from streamer.errors import InputError
 from streamer.outbox import iso
 from streamer.payloads.times import EARLIEST, LATEST
 from streamer.payloads.words import WORDS, parse_number
 from streamer.progress import Progress
-from streamer.readings import Alarm, Batch, Float64, Int32, Scores, Unscored
+from streamer.readings import LARGEST_VALUE, Alarm, Batch, Float64, Int32, Scores, Unscored
 from streamer.registry import FREE, Registry
 from streamer.reorder import Reorder
 from streamer.rows import JOINT, Reached, Row, read_rows

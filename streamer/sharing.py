@@ -19,7 +19,7 @@ class Shared(Generic[T]):
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._never = threading.Event()
-        """what a rest waits for, and nobody sets; `time.sleep` would go by the wall clock where libfaketime moves that"""
+        """what a rest waits for, and nobody sets; under libfaketime `time.sleep` goes by a wall clock that is moved"""
         self._free_at = -float("inf")
         """monotonic; who makes one takes the interpreter from others, and then they have it for as long"""
         self._next: dict[str, Future[T]] = {}

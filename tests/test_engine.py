@@ -17,22 +17,20 @@ from streamer.clock import STALE_SECONDS, ManualClock
 from streamer.engine import (
     FIRST_BATCH,
     IDLE_SECONDS,
-    LARGEST_VALUE,
     MAX_BATCH,
-    MESSAGE_REJECTIONS,
     MOST_CLOSED,
-    READING_REJECTIONS,
     STUCK_SECONDS,
     TURN_SECONDS,
     Adjustment,
     Engine,
 )
 from streamer.inbox import Inbox
+from streamer.intake import MESSAGE_REJECTIONS, READING_REJECTIONS
 from streamer.metrics import Metrics
 from streamer.orders import COMMANDS_A_SECOND, MOST_WAITING
 from streamer.outbox import Outgoing
 from streamer.payloads import Decoder, Rejection
-from streamer.readings import Alarm, Batch, Float64, Message
+from streamer.readings import LARGEST_VALUE, Alarm, Batch, Float64, Message
 from streamer.registry import Registry
 from streamer.requests import MOST_BYTES, MarkNormal, Pause, Result, Resume
 from streamer.shard import Outcome, Shard, State

@@ -25,7 +25,7 @@ LAYERS = (
     | {"looks", "traces"}  # what the page is shown
     | {"labels", "rows"}  # what is in files of readings, and beside them
     | {"endings", "packets", "receiver", "wire"},  # what mqtt is made of
-    {"diskthread", "engine", "lessons", "orders", "progress", "remembrance", "replay", "report"}
+    {"diskthread", "engine", "intake", "lessons", "orders", "progress", "remembrance", "replay", "report"}
     | {"retraining", "saving", "telling"},
     {"probe", "wiring"},
     {"app", "doctor"},

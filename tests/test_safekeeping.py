@@ -18,8 +18,9 @@ from models.features import Narrow
 from models.weights import ForecasterConfig
 from streamer.clock import ManualClock
 from streamer.diskthread import DiskThread
-from streamer.engine import MESSAGE_REJECTIONS, READING_REJECTIONS, Adjustment, Engine
+from streamer.engine import Adjustment, Engine
 from streamer.inbox import Inbox
+from streamer.intake import MESSAGE_REJECTIONS, READING_REJECTIONS
 from streamer.journal import Journal
 from streamer.metrics import Metrics
 from streamer.payloads import Decoder, Rejection

@@ -30,8 +30,7 @@ from models.history import History
 from streamer import journal
 from streamer.detector import WARM_READINGS, placed
 from streamer.disk import Files
-from streamer.engine import LARGEST_VALUE
-from streamer.readings import Batch, Bool, Flag, Float64, UInt8
+from streamer.readings import LARGEST_VALUE, Batch, Bool, Flag, Float64, UInt8
 from streamer.records import (
     Abnormal,
     Admitted,

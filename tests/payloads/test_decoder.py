@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from streamer.engine import READING_REJECTIONS
 from streamer.errors import SettingsError
+from streamer.intake import READING_REJECTIONS
 from streamer.payloads import FORMATS, Columns, Decoder, Rejection, Rule
 from streamer.payloads.times import TIME_RANK
 from streamer.payloads.words import WORDS
