@@ -44,7 +44,7 @@ PIXELS = """
 (async () => {
   const raw = Uint8Array.from(atob(%s), (each) => each.charCodeAt(0));
   const bitmap = await createImageBitmap(new Blob([raw]));
-  const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+  const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height);
   let text = "";

@@ -69,11 +69,14 @@ def pictures(browser: Chromium, address: str) -> dict[str, bytes]:
 
 
 def reds(canvas: str) -> str:
-    """Script that counts the pixels of a canvas which have the colour of an anomaly."""
+    """Script that counts the pixels of a canvas which have the colour of an anomaly, in a copy: the page's own canvas
+    is not made to be read, and the browser complains of it to the page when a script does so again and again."""
     return f"""(() => {{
       const canvas = document.querySelector({json.dumps(canvas)});
       if (!canvas) return 0;
-      const {{ data }} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {{ willReadFrequently: true }});
+      copy.drawImage(canvas, 0, 0);
+      const {{ data }} = copy.getImageData(0, 0, canvas.width, canvas.height);
       let count = 0;
       for (let at = 0; at < data.length; at += 4) {{
         if (data[at + 3] > 200 && data[at] > 150 && data[at + 1] < 140 && data[at + 2] < 130) count++;
