@@ -88,6 +88,12 @@ class Scene:
         """How many acknowledgements have gone out."""
         return sum(acknowledged(each).total() for each in self.proxy.conversations)
 
+    def wait_owing(self) -> None:
+        """Something has come since the last commit: acknowledgements are owed until the next one."""
+        before = self.acknowledged()
+        wait_until(lambda: self.acknowledged() > before, SECONDS, "another commit")
+        self.wait_delivered(len(delivered(self.proxy)) + 1)
+
     def is_taken(self, messages: int) -> bool:
         """So many messages are decoded, and nothing waits; both sums are right at this scrape."""
         numbers = self.daemon.numbers()

@@ -95,6 +95,7 @@ def test_a_broker_that_is_killed_and_has_lost_the_session(mosquitto: StartBroker
         on.ledger.publish(1000)
         on.wait_delivered(50)
         on.ledger.wait_published()
+        on.wait_owing()
         on.broker.kill()
         on.proxy.reset()
         on.proxy.heal()
