@@ -14,6 +14,8 @@ The views are logarithms of an error, so that an exponential tail in them is a p
 series starts from a prior measured on synthetic ones.
 
 score = log p / log p*, where p* is the tail probability that the operator's alarm budget allows at the series' cadence.
+p* is that of a reading, the budget one of alarms, each a run of rare readings: where ranks decide, p is `granted` a
+decade less.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ YOUTH_SHARE = 0.5  # how much of its youth is forgiven to a rank; of 0, 1/2 and 
 MOST_FORGIVEN = 0.9  # the score up to which it is to one that is no record
 ANCHOR_RANK = 3  # where the plain tail begins: at the third largest
 SHOWN, UNSHOWN = 1.5, 2.5  # decades that the budget asks for beyond the ranks: up to here cautious, from here on plain
+RUN_GRANTED, RUN_FADES = 1.0, 0.5  # decades: what `granted` gives, and how far beyond the ranks; measured
 PEAK_SHARE = 0.5  # of the way from the old record to the peak of an incident that is over
 DISTANT_SHARE = 0.8  # a reading that is only far from the old normal, but not rare, scores at most this
 
@@ -109,11 +112,13 @@ class Kept:
 
 
 class Judged(NamedTuple):
-    """A wave, each `(n, len(VIEWS))`."""
+    """A wave, each `(n, len(VIEWS))` unless said."""
 
     views: Float32
     rarity: Float32
     distance: Float32
+    granted: Float32
+    """(n,) decades, by `granted`"""
 
 
 @dataclass(slots=True)
@@ -164,7 +169,7 @@ class Calibration:
         """
         rows = self.gather(slots)
         views = smooth(rows, raw)
-        return Judged(views, self.rarity(rows, slots, views, strict), distance(rows, views))
+        return Judged(views, self.rarity(rows, slots, views, strict), distance(rows, views), granted(rows, strict))
 
     def rarity(self, rows: Float32, slots: Slots, views: Float32, strict: Float64) -> Float32:
         """-log10 of the tail probability of each view `(n, len(VIEWS))` among all that the series has shown.
@@ -197,8 +202,7 @@ class Calibration:
         above_anchor = further / np.maximum(width, observed)
         plain = np.where(above_anchor > 0, at_anchor + above_anchor, 0)
 
-        beyond = (asked - np.log10(ranked + 1) - SHOWN) / (UNSHOWN - SHOWN)
-        trust = within(beyond, 0, 1)
+        trust = within((_beyond_ranks(rows, asked) - SHOWN) / (UNSHOWN - SHOWN), 0, 1)
         result: Float32 = np.maximum(cautious + trust * np.maximum(plain - cautious, 0), 0)
         return result
 
@@ -305,6 +309,22 @@ def distance(rows: Float32, views: Float32) -> Float32:
     beyond = AT_THRESHOLD + (views - threshold) / (np.maximum(excess, LEAST_EXCESS) * young)
     result: Float32 = np.where(views > threshold, beyond, AT_THRESHOLD * views / threshold)
     return result
+
+
+def granted(rows: Float32, strict: Float64) -> Float32:
+    """Decades `(n,)` by which the score of a series is higher than its rarity is, for rarity comes in runs.
+
+    A rank is exact for a reading, but the budget counts alarms, and as rare readings come together, many are one alarm:
+    where the ranks alone decide, a third of the budget would be spent. Where a tail does, it is spent without this.
+    """
+    faded = within(_beyond_ranks(rows, strict.astype(np.float32)[:, None])[:, 0] / RUN_FADES, 0, 1)
+    result: Float32 = RUN_GRANTED * (1 - faded)
+    return result
+
+
+def _beyond_ranks(rows: Float32, asked: Float32) -> Float32:
+    """Decades `(n, 1)` between the rarity `(n, 1)` that the budget asks for and what the ranks of the past can show."""
+    return asked - np.log10(rows[:, Column.RANKED, None] + 1)
 
 
 def _cells(slots: Slots) -> Slots:

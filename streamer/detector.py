@@ -136,9 +136,11 @@ class Detector:
         interval = np.exp(self.statistics.narrow[slots, Narrow.LOG_ELAPSED].astype(np.float64))
         strict = calibration.strictness(self.budget_per_series_month, interval)
 
-        views, rarity, far = self.calibration.judge(slots, raw, strict)
+        views, rarity, far, granted = self.calibration.judge(slots, raw, strict)
         distance = far / strict[:, None]
-        levels = np.maximum(rarity / strict[:, None], np.minimum(distance, calibration.DISTANT_SHARE))
+        near: Float64 = np.minimum(distance, calibration.DISTANT_SHARE)
+        by_itself: Float64 = np.maximum(rarity / strict[:, None], near)
+        levels: Float64 = np.maximum((rarity + granted[:, None]) / strict[:, None], near)
 
         warming = count < WARM_READINGS
         is_long = look.elapsed > np.maximum(GAP_INTERVALS * interval, GAP_LEAST_SECONDS)
@@ -148,7 +150,7 @@ class Detector:
         previous = self.statistics.wide[slots, Wide.VALUE]
         step = self.statistics.narrow[slots, Narrow.STEP]
         seen = scorer.inputs(
-            value, previous, band, usual_value, look.location, look.scale, step, count, views, levels, strict
+            value, previous, band, usual_value, look.location, look.scale, step, count, views, by_itself, strict
         )
         evidence = self.scorer.step(slots, seen)[:, 0]
         known, calibrated = count > 0, levels.max(axis=1)

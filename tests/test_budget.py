@@ -10,14 +10,16 @@ from models.calibration import VIEWS, Calibration
 from tests.budget import Cadence, Plain, Tally, measure, synthetic
 from tests.streams import START
 
-LEAST, MOST = 0.1, 2.0  # what was promised is the most; of clean synthetic series the scorer knows that they are
+LEAST, MOST = 0.4, 2.0  # within a factor of two was promised; 60 hourly series alone have .48 to .68 by their seed
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("cadence", [Cadence(600.0, 10.0, 60, 1500), Cadence(3600.0, 1.0, 60, 1500)])
+@pytest.mark.parametrize(
+    "cadence", [Cadence(10.0, 200.0, 50, 12_000), Cadence(600.0, 10.0, 60, 1500), Cadence(3600.0, 1.0, 60, 1500)]
+)
 def test_the_budget_is_kept_from_day_two_on(cadence: Cadence) -> None:
-    """At most twice as many alarms as are due, and not next to none, with more than a hundred due."""
+    """Neither far more alarms than are due nor far fewer, with more than a hundred due."""
     tally = synthetic(cadence)
     assert tally.due["from day 2"] > 100
     assert LEAST < tally.ratio("from day 2") < MOST

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import calibration
 from models.calibration import Column
 from models.features import Narrow, Wide
 from models.weights import Weights
@@ -301,6 +304,25 @@ def test_a_spike_scores_far_above_the_threshold_and_noise_far_below() -> None:
     inside = (values >= scores.lower) & (values <= scores.upper)
     assert inside[WARM_READINGS:-1].mean() > 0.95
     assert not inside[-1]
+
+
+def test_what_is_granted_counts_for_what_is_rare_and_not_for_what_is_only_far() -> None:
+    """A slow series whose ranks show what the budget asks for, against the parts computed one by one."""
+    target = Detector(shipped_weights(), 8, budget_per_series_month=30.0)
+    values = noise(400)
+    values[395:] += [0, 3, 8, 8, 0]
+    grants = []
+    for k, value in enumerate(values):
+        before = deepcopy(target.calibration)
+        scores, wave = target.score(batch(0, START + k * 3600.0, value))
+        rows, strict = before.gather(wave.slots), wave.strictness[:, None]
+        decades = calibration.granted(rows, wave.strictness)
+        near = np.minimum(calibration.distance(rows, wave.views) / strict, calibration.DISTANT_SHARE)
+        rare = (before.rarity(rows, wave.slots, wave.views, wave.strictness) + decades) / strict
+        np.testing.assert_allclose(wave.levels, np.maximum(rare, near), rtol=1e-6)
+        target.learn(scores, wave, np.ones(1, np.bool_))
+        grants.append(float(decades[0]))
+    assert (grants[8], grants[-1]) == (0.0, calibration.RUN_GRANTED)
 
 
 def test_the_last_verdict_of_every_series_can_be_shown() -> None:

@@ -42,10 +42,10 @@ SHORT = (
 )
 FLOORS = {
     "nab_caught_at_1_per_10k": 0.55,
-    "nab_caught_at_1_per_1k": 0.80,
+    "nab_caught_at_1_per_1k": 0.78,
     "nab_vus_pr": 0.51,
     "nab_score_standard": 74.0,
-    "nab_score_low_fp": 70.0,
+    "nab_score_low_fp": 67.0,
     "nab_caught_by_alarm": 0.55,
     "nab_false_alarms": 4.0,  # of these, no more
     "skab_caught_at_1_per_10k": 0.93,

@@ -199,6 +199,19 @@ def test_youth_alone_makes_no_alarm(readings: int, strict: float) -> None:
         assert (found <= np.maximum(0.9 * strict, counted) + 1e-4).all()
 
 
+@pytest.mark.parametrize(
+    ("strict", "granted"), [(1.5, 1.0), (2.5, 1.0), (3.0, 1.0), (3.25, 0.5), (3.4, 0.2), (3.5, 0.0), (9.0, 0.0)]
+)
+def test_a_run_of_rare_readings_is_granted_as_far_as_ranks_show_the_rarity(strict: float, granted: float) -> None:
+    """999 readings show three decades, whatever they are; a new series shows none."""
+    tails = taught(18, 999)
+    found = calibration.granted(tails.gather(ONE), np.array([strict]))
+    assert found.tolist() == pytest.approx([granted], abs=1e-3)
+    assert calibration.granted(Calibration.allocate(1).gather(ONE), np.array([strict])).tolist() == [0.0]
+    judged = tails.judge(ONE, np.ones((1, len(VIEWS)), np.float32), np.array([strict]))
+    assert judged.granted.tolist() == found.tolist()
+
+
 @pytest.mark.parametrize("strict", [5.1, 6.2, 6.9])
 def test_one_wild_reading_does_not_deafen_a_fast_series(strict: float) -> None:
     """A gross reading is an alarm after a grosser one too, at a minute, ten seconds and a second."""
