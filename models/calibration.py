@@ -75,6 +75,7 @@ MOST_FORGIVEN = 0.9  # the score up to which it is to one that is no record
 ANCHOR_RANK = 3  # where the plain tail begins: at the third largest
 SHOWN, UNSHOWN = 1.5, 2.5  # decades that the budget asks for beyond the ranks: up to here cautious, from here on plain
 RUN_GRANTED, RUN_FADES = 1.0, 0.5  # decades: what `granted` gives, and how far beyond the ranks; measured
+MOST_GRANTED = 0.3  # as a score: more, and a series with a reading a day would hardly be without an alarm
 PEAK_SHARE = 0.5  # of the way from the old record to the peak of an incident that is over
 DISTANT_SHARE = 0.8  # a reading that is only far from the old normal, but not rare, scores at most this
 
@@ -317,8 +318,9 @@ def granted(rows: Float32, strict: Float64) -> Float32:
     A rank is exact for a reading, but the budget counts alarms, and as rare readings come together, many are one alarm:
     where the ranks alone decide, a third of the budget would be spent. Where a tail does, it is spent without this.
     """
-    faded = within(_beyond_ranks(rows, strict.astype(np.float32)[:, None])[:, 0] / RUN_FADES, 0, 1)
-    result: Float32 = RUN_GRANTED * (1 - faded)
+    asked = strict.astype(np.float32)
+    faded = within(_beyond_ranks(rows, asked[:, None])[:, 0] / RUN_FADES, 0, 1)
+    result: Float32 = np.minimum(RUN_GRANTED, MOST_GRANTED * asked) * (1 - faded)
     return result
 
 

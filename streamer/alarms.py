@@ -4,7 +4,7 @@
     a score a quarter higher than the last told       updated
     10 readings in a row well below it, nearer to the
     old normal than half of it, and than half as far
-    as it was                                         the series no longer holds the alarm; the last one: closed
+    as it was, or as near as normal readings are      the series no longer holds the alarm; the last one: closed
 
 The forecast gets used to a fault that stays, and it is rare no more; the distance from the old normal does not: its
 statistics stand still while an alarm is open. So a jump that stays keeps its alarm, however well it is known by then.
@@ -35,6 +35,7 @@ from streamer.registry import Registry
 OPEN_SCORE = 1.0
 CALM_SCORE = 0.5
 WELL_BELOW = 0.8  # by eye: a score that hovers about 1 is one alarm
+CALM_DECADES = 1.5  # of slow series no less than that: 97 normal readings in 100 are so near
 CALM_READINGS = 10
 UPDATE_RATIO = 1.25
 LASTING = [calibration.LEVEL, calibration.DRIFT]  # the views that do not get used to a fault
@@ -244,9 +245,10 @@ class ValueAlarms:
         distances, lasting = wave.distances[row], float(wave.distances[row, LASTING].max())
         member.furthest = max(member.furthest, lasting)
         member.lasts |= max(lasting, float(wave.levels[row, LASTING].max())) >= OPEN_SCORE
-        is_calm = distances[calibration.ERROR] < CALM_SCORE and score < WELL_BELOW
-        if member.lasts:  # never asked to be nearer than nine readings in ten always are
-            is_calm &= _is_back(member, wave, row, 1.0 / float(wave.strictness[row]))
+        usual = CALM_DECADES / float(wave.strictness[row])
+        is_calm = distances[calibration.ERROR] < max(CALM_SCORE, usual) and score < WELL_BELOW
+        if member.lasts:
+            is_calm &= _is_back(member, wave, row, usual)
         member.calm = member.calm + 1 if is_calm else 0
 
     def _forget(self, slot: int) -> None:
@@ -404,10 +406,13 @@ def _reading(row: int, wave: Wave, scores: Scores) -> Reading:
     )
 
 
-def _is_back(member: Member, wave: Wave, row: int, near_enough: float) -> bool:
-    """By the views that do not get used to a fault; of a mild one that stays, CALM_SCORE would be too near."""
+def _is_back(member: Member, wave: Wave, row: int, usual: float) -> bool:
+    """By the views that do not get used to a fault; of a mild one that stays, CALM_SCORE would be too near.
+
+    It is never asked to be nearer than the `usual` distance of a normal reading.
+    """
     far = float(wave.distances[row, LASTING].max())
-    return far < min(CALM_SCORE, max(member.furthest / 2, near_enough))
+    return far < max(usual, min(CALM_SCORE, member.furthest / 2))
 
 
 def _is_near(reading: Reading, time: float, readings: float) -> bool:

@@ -7,8 +7,10 @@ import pytest
 
 from models import calibration, features
 from models.calibration import VIEWS, Calibration
+from models.features import DAY_SECONDS
+from streamer.readings import Batch
 from tests.budget import Cadence, Plain, Tally, measure, synthetic
-from tests.streams import START
+from tests.streams import START, new_shard, shipped_weights
 
 LEAST, MOST = 0.4, 2.0  # within a factor of two was promised; 60 hourly series alone have .48 to .68 by their seed
 
@@ -23,6 +25,20 @@ def test_the_budget_is_kept_from_day_two_on(cadence: Cadence) -> None:
     tally = synthetic(cadence)
     assert tally.due["from day 2"] > 100
     assert LEAST < tally.ratio("from day 2") < MOST
+
+
+def test_a_daily_series_is_not_in_alarm_most_of_its_time() -> None:
+    """Plain noise: rarity is cheap there, but an alarm that opens closes again. Measured: 0.24 of the first year."""
+    days, count = 365, 60
+    value = np.random.default_rng(5).normal(20, 1, (days, count))
+    shard = new_shard([f"s{k}#v" for k in range(count)], weights=shipped_weights(), budget=1.0)
+    slots, flags = np.arange(count, dtype=np.int32), np.zeros(count, np.uint8)
+    in_alarm = []
+    for day in range(days):
+        moment = np.full(count, START + DAY_SECONDS * day)
+        shard.process(Batch(slots, moment, value[day], flags), moment)
+        in_alarm.append(shard.value_alarms.is_open(count).mean())
+    assert 0.01 < np.mean(in_alarm) < 0.33
 
 
 def test_only_what_is_far_from_labels_counts() -> None:
