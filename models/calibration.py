@@ -71,7 +71,7 @@ MOST_BEYOND = 8.0  # decades that it may add to the rank
 UNMOVED = 0.05  # a record below it is that of a series which has not moved: there is no tail to go on with
 YOUTH = 100  # readings
 YOUTH_SHARE = 0.5  # how much of its youth is forgiven to a rank; of 0, 1/2 and 1 the best within the budget
-MOST_FORGIVEN = 0.9  # the score up to which it is to one that is no record
+MOST_FORGIVEN = 0.9  # the score up to which it is to one that is no record, before anything is `granted`
 ANCHOR_RANK = 3  # where the plain tail begins: at the third largest
 SHOWN, UNSHOWN = 1.5, 2.5  # decades that the budget asks for beyond the ranks: up to here cautious, from here on plain
 RUN_GRANTED, RUN_FADES = 1.0, 0.5  # decades: what `granted` gives, and how far beyond the ranks; measured
@@ -80,7 +80,7 @@ PEAK_SHARE = 0.5  # of the way from the old record to the peak of an incident th
 DISTANT_SHARE = 0.8  # a reading that is only far from the old normal, but not rare, scores at most this
 
 OTHERS_WEIGHT = 0.25  # of the geometric mean of the others' scores in a device's joint one: measured
-QUIET_SCORE = 0.22  # about the median of all readings of the recordings
+QUIET_SCORE = 0.22  # about the median of all readings of the recordings, before a decade was granted
 LEAST_SCORE = 0.05  # below it all are as quiet: the engine gives hardly any, and 0 has no logarithm
 
 MONTH_SECONDS = 30.44 * 86_400
@@ -209,10 +209,10 @@ class Calibration:
 
     def _count(self, slots: Slots, bins: NDArray[np.intp]) -> tuple[Float32, Float32]:
         """How many readings each view `(n, views)` has in its bin, and how many in those above."""
-        cells, groups, within = _cells(slots), *np.divmod(bins.T, GROUP)
+        cells, groups, places = _cells(slots), *np.divmod(bins.T, GROUP)
         here = self.histogram.reshape(-1).take(cells * BINS + bins.T)
         nearby = self.histogram.reshape(-1, GROUP).take(cells * GROUPS + groups, axis=0)
-        above = np.einsum("vnb,vnb->vn", nearby, ABOVE.take(within, axis=0))  # in 16 bits: REMEMBERED is less
+        above = np.einsum("vnb,vnb->vn", nearby, ABOVE.take(places, axis=0))  # in 16 bits: REMEMBERED is less
         sums = self.sums.reshape(-1, GROUPS).take(cells, axis=0)
         above += np.einsum("vnb,vnb->vn", sums, ABOVE[:GROUPS, :GROUPS].take(groups, axis=0))
         return here.T.astype(np.float32), above.T.astype(np.float32)

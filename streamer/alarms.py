@@ -7,7 +7,8 @@
     as it was, or as near as normal readings are      the series no longer holds the alarm; the last one: closed
 
 The forecast gets used to a fault that stays, and it is rare no more; the distance from the old normal does not: its
-statistics stand still while an alarm is open. So a jump that stays keeps its alarm, however well it is known by then.
+statistics stand still while an alarm is open. So a jump that stays keeps its alarm, however well it is known by then;
+a mild one of a young series with a reading a day may lose it, where what is normal is as far (a fifth of +3 sigma do).
 
 A fault that moves several series of a device is one incident: a series that crosses 1 shortly after the device's alarm
 has had news becomes a member of it. Each series is a member by its own readings alone, from its own score of 1 until it
@@ -35,7 +36,7 @@ from streamer.registry import Registry
 OPEN_SCORE = 1.0
 CALM_SCORE = 0.5
 WELL_BELOW = 0.8  # by eye: a score that hovers about 1 is one alarm
-CALM_DECADES = 1.5  # of slow series no less than that: 97 normal readings in 100 are so near
+CALM_DECADES = 1.5  # of slow series no less than that: by one view 97 normal readings in 100 are so near
 CALM_READINGS = 10
 UPDATE_RATIO = 1.25
 LASTING = [calibration.LEVEL, calibration.DRIFT]  # the views that do not get used to a fault
