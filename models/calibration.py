@@ -347,17 +347,20 @@ def strictness(budget_per_month: float, interval_seconds: Float64) -> Float64:
     return np.clip(-np.log10(np.maximum(p, 1e-30)), *STRICTNESS_RANGE)
 
 
-def joint_score(scores: Float64, strict: Float64) -> float:
+def joint_score(scores: Float64, strict: Float64, granted: Float64) -> float:
     """One score of a device from those of its series at one time `(k,)`, NaN where absent: the rarest, for k looks.
 
     What the others see at the same time counts too: a fault mostly moves several channels, chance moves one.
+    The decades `granted` `(k,)` pay for the runs of one series: each of k keeps a k-th, and none is louder by them.
     NaN if none has a score.
     """
-    score, strict = scores[~np.isnan(scores)], strict[~np.isnan(scores)]
+    known = ~np.isnan(scores)
+    score, strict, granted = scores[known], strict[known], granted[known]
     count = len(score)
     if not count:
         return float("nan")
-    louder = np.log(np.maximum(score, LEAST_SCORE) / QUIET_SCORE)
+    louder = np.log(np.maximum(score, LEAST_SCORE) / QUIET_SCORE) - granted / strict
     others = (louder.sum() - louder) / max(count - 1, 1)  # a lone series has none, which is as if they were quiet
-    rarity = score * np.exp(OTHERS_WEIGHT * others) * strict - np.log10(count)
+    own = score * strict - granted * (1 - 1 / count)
+    rarity = own * np.exp(OTHERS_WEIGHT * others) - np.log10(count)
     return float((np.maximum(rarity, 0.0) / strict).max())

@@ -162,7 +162,19 @@ class Detector:
             column[rows] = np.where(known, values, np.nan)
         missed = standing.missed(y)
         return Wave(
-            rows, slots, time, value, look.elapsed, views, levels, distance, strict, usual_value, interval, missed
+            rows,
+            slots,
+            time,
+            value,
+            look.elapsed,
+            views,
+            levels,
+            distance,
+            strict,
+            granted,
+            usual_value,
+            interval,
+            missed,
         )
 
     def _advance(self, slots: Slots, inputs: Float32) -> Float32:

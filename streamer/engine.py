@@ -519,7 +519,8 @@ class Engine:
         self._tell(ready.changes)
         self._telling.note(batch.slot)
         self._has_settled = True
-        whole = Outcome(no_scores(len(batch)), np.full(len(batch), np.nan), list(ready.changes))
+        unknown = np.full(len(batch), np.nan)
+        whole = Outcome(no_scores(len(batch)), unknown, unknown.copy(), list(ready.changes))
         for rows in parts:
             if may_leave and self._leave_by is not None and self._clock.monotonic() >= self._leave_by:
                 self._has_left = self._safekeeping.has_journal
@@ -530,7 +531,7 @@ class Engine:
             if len(parts) == 1 and not ready.changes:
                 return part
             whole.scores.put(np.arange(len(batch))[rows], part.scores)
-            whole.strictness[rows] = part.strictness
+            whole.strictness[rows], whole.granted[rows] = part.strictness, part.granted
             whole.changes.extend(part.changes)
             self.progress_at = self._clock.monotonic()
         return whole

@@ -126,6 +126,8 @@ class Wave:
     """(n, views): how far from the old normal, on the same scale; it is what an open alarm is held by"""
     strictness: Float64
     """-log10 p* of the series: what a score of 1 means"""
+    granted: Float32
+    """decades of the score that are no rarity"""
     usual: Float64
     """what this time of day usually holds, in the series' own unit: what the views `level` and `drift` judge by"""
     interval: Float64

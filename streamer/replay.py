@@ -287,7 +287,9 @@ def _step(
                 (row.text, row.names[k], repr(cell), *_figures(outcome.scores, verdict), alarm.id if alarm else "")
             )
         if device_score:
-            joint = calibration.joint_score(outcome.scores.score[verdicts], outcome.strictness[verdicts])
+            joint = calibration.joint_score(
+                outcome.scores.score[verdicts], outcome.strictness[verdicts], outcome.granted[verdicts]
+            )
             alarms = [shard.value_alarms.alarm_of(int(slot[v])) for v in verdicts]
             first = next((alarm.id for alarm in alarms if alarm), "")
             writers[i].writerow((row.text, JOINT, "", "", "", "", _number(joint), first))

@@ -60,6 +60,8 @@ class Outcome(NamedTuple):
     """row by row"""
     strictness: Float64
     """(n,): -log10 of the tail probability that is a score of 1; NaN where there is no forecast"""
+    granted: Float64
+    """(n,): decades of the score that are no rarity; NaN where there is no forecast"""
     changes: list[Change]
 
 
@@ -206,7 +208,7 @@ class Shard:
         arrivals = np.broadcast_to(np.asarray(arrival, np.float64), (len(batch),))
         self.taken += 0 if is_heard else len(batch)
         self._keep(batch.slot)
-        scores, strictness = no_scores(len(batch)), np.full(len(batch), np.nan)
+        scores, (strictness, granted) = no_scores(len(batch)), np.full((2, len(batch)), np.nan)
         notes: list[Note] = []
         heard: list[Change] = []
         pauses = self.pauses[batch.slot]
@@ -233,8 +235,8 @@ class Shard:
                 self._observe(wave.slots, wave.elapsed, came[wave.rows])
                 heard += self.hear(batch.slot[rows].astype(np.intp), came)
             scores.put(rows, part)
-            strictness[rows[wave.rows]] = wave.strictness
-        return Outcome(scores, strictness, self.value_alarms.settle(notes) + heard)
+            strictness[rows[wave.rows]], granted[rows[wave.rows]] = wave.strictness, wave.granted
+        return Outcome(scores, strictness, granted, self.value_alarms.settle(notes) + heard)
 
     def _pass_over(self, batch: Batch, arrivals: Float64 | None) -> None:
         """Readings of paused series, in their order: that they have come is all that is learned from them.

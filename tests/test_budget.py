@@ -41,6 +41,22 @@ def test_a_daily_series_is_not_in_alarm_most_of_its_time() -> None:
     assert 0.01 < np.mean(in_alarm) < 0.33
 
 
+def test_the_joint_score_of_a_slow_device_keeps_its_budget() -> None:
+    """Ten hourly series of plain noise are above 1 in one row of 730 at most, though each is granted a decade."""
+    hours, count = 2500, 40
+    value = np.random.default_rng(1).normal(20, 1, (hours, count))
+    shard = new_shard([f"s{k}#v" for k in range(count)], weights=shipped_weights(), budget=1.0)
+    slots, flags = np.arange(count, dtype=np.int32), np.zeros(count, np.uint8)
+    joint = []
+    for hour in range(hours):
+        moment = np.full(count, START + 3600.0 * hour)
+        found = shard.process(Batch(slots, moment, value[hour], flags), moment)
+        columns = np.stack((found.scores.score, found.strictness, found.granted)).reshape(3, -1, 10)
+        joint.append([calibration.joint_score(*columns[:, device]) for device in range(columns.shape[1])])
+    settled = np.array(joint[hours // 2 :])
+    assert (settled >= 1).mean() < 1 / 730
+
+
 def test_only_what_is_far_from_labels_counts() -> None:
     """A spike of a thousand scales in a labelled stretch is an alarm, but no false one, and nothing is due there."""
     time = START + 60.0 * np.arange(400, dtype=np.float64)

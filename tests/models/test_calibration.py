@@ -359,30 +359,35 @@ def test_strictness_in_numbers(seconds: float, budget: float, wanted: float) -> 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(0, 5) | st.just(float("nan")), st.floats(1.5, 9)), max_size=12),
+    st.lists(st.tuples(st.floats(0, 5) | st.just(float("nan")), st.floats(1.5, 9), st.floats(0, 1)), max_size=12),
 )
-def test_joint_score_is_that_of_the_rarest_among_k(parts: list[tuple[float, float]]) -> None:
-    """Each score, moved by the mean of the others, as a probability, times the number of looks, at most one; back to a
-    score; the largest of them."""
-    scored = [(score, strict) for score, strict in parts if not np.isnan(score)]
-    logs = [np.log(max(score, calibration.LEAST_SCORE) / calibration.QUIET_SCORE) for score, _ in scored]
-    others = [np.mean(logs[:k] + logs[k + 1 :]) if len(logs) > 1 else 0.0 for k in range(len(logs))]
-    known = [(s * np.exp(calibration.OTHERS_WEIGHT * o), strict) for (s, strict), o in zip(scored, others, strict=True)]
-    chances = [(min(1.0, 10 ** -(score * strict) * len(known)), strict) for score, strict in known]
-    wanted = max((-np.log10(chance) / strict for chance, strict in chances), default=float("nan"))
-    columns = np.array(parts, np.float64).reshape(-1, 2)
-    found = calibration.joint_score(columns[:, 0], columns[:, 1])
-    assert found == pytest.approx(wanted, abs=1e-9, nan_ok=True)
+def test_joint_score_is_that_of_the_rarest_among_k(parts: list[tuple[float, float, float]]) -> None:
+    """Each score but for what is granted, of which one part in k stays, moved by the mean of the others, as a
+    probability, times the number of looks, at most one; back to a score; the largest of them."""
+    scored = [part for part in parts if not np.isnan(part[0])]
+    quiet, least, weight = calibration.QUIET_SCORE, calibration.LEAST_SCORE, calibration.OTHERS_WEIGHT
+    logs = [np.log(max(score, least) / quiet) - granted / strict for score, strict, granted in scored]
+    wanted, k = float("nan"), len(scored)
+    for at, (score, strict, granted) in enumerate(scored):
+        others = np.mean(logs[:at] + logs[at + 1 :]) if k > 1 else 0.0
+        rarity = (score * strict - granted + granted / k) * np.exp(weight * others)
+        wanted = np.fmax(wanted, -np.log10(min(1.0, 10**-rarity * k)) / strict)
+    columns = np.array(parts, np.float64).reshape(-1, 3)
+    assert calibration.joint_score(*columns.T) == pytest.approx(wanted, abs=1e-9, nan_ok=True)
 
 
 def test_joint_score_in_numbers() -> None:
     """A lone series keeps its score; of ten, the rarest pays one power of ten; what others see adds; none has none."""
     nan = float("nan")
-    assert calibration.joint_score(np.array([1.5]), np.array([5.0])) == pytest.approx(1.5)
-    assert calibration.joint_score(np.array([1.5, nan]), np.array([5.0, 5.0])) == pytest.approx(1.5)
+
+    def joint(scores: list[float], strict: float = 5.0, granted: float = 0.0) -> float:
+        return calibration.joint_score(np.array(scores), np.full(len(scores), strict), np.full(len(scores), granted))
+
+    assert joint([1.5]) == joint([1.5], granted=1.0) == joint([1.5, nan]) == pytest.approx(1.5)
     quiet = calibration.QUIET_SCORE
-    ten = np.r_[1.5, np.full(9, quiet)]
-    assert calibration.joint_score(ten, np.full(10, 5.0)) == pytest.approx((7.5 - 1) / 5)
-    assert calibration.joint_score(np.array([1.5, 16 * quiet]), np.full(2, 99.0)) > 2.9
-    assert np.isnan(calibration.joint_score(np.array([nan]), np.array([5.0])))
-    assert np.isnan(calibration.joint_score(np.array([]), np.array([])))
+    assert joint([1.5, *([quiet] * 9)]) == pytest.approx((7.5 - 1) / 5)
+    assert joint([1.5, 16 * quiet], strict=99.0) > 2.9
+    granted = np.exp(1.0 / 5)  # a decade, in what is below 1
+    assert joint([1.5, *([quiet * granted] * 9)], granted=1.0) == pytest.approx((7.5 - 0.9 - 1) / 5)
+    assert np.isnan(joint([nan]))
+    assert np.isnan(joint([]))

@@ -66,7 +66,7 @@ def feed(made: Recorder, first: int, values: np.ndarray[Any, np.dtype[np.float64
     flat = values.ravel()
     batch = Batch(np.tile(np.arange(count, dtype=np.int32), n), time, flat, np.zeros(flat.size, np.uint8))
     figures = (np.full(flat.size, scores), np.zeros(flat.size, np.uint8), flat, flat - 1, flat + 1)
-    outcome = Outcome(Scores(*figures, np.zeros(flat.size, np.uint8)), np.ones(flat.size), [])
+    outcome = Outcome(Scores(*figures, np.zeros(flat.size, np.uint8)), np.ones(flat.size), np.zeros(flat.size), [])
     made.take({0: Row("", float(time[-1]), ["s0"], [0.0])}, [], keys, batch, outcome)
 
 
